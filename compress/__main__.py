@@ -1,0 +1,108 @@
+"""The command line: `python -m compress`, also installed as `compress`.
+
+Exit status: 0 done, 1 a fault of ours (traceback in the log), 2 a mistake that one message explains.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from compress.command import as_user_error, execute, fresh_folder
+from compress.config import CONF, listing, register
+
+USAGE = """compress - a config goes in, a smaller language model comes out, with the proof of what it cost
+
+Type one of these:
+
+{pipelines}
+
+Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FILE, budget=smoke|quick|standard|full,
+stages.prune.keep=0.8, and so on. 'python -m compress --help' shows every setting."""
+
+
+def main() -> None:
+    """Entry of the command line."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments == ["mode=list"]:
+        print(USAGE.format(pipelines=listing()))
+        return
+    # Hydra would print its own half of an error and exit with 1: with this it raises instead
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # transformers starts threads in tokenizers; a later fork (a fresh process for verification) would warn
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    register()
+    statuses: list[int] = []
+    try:
+        _hydra_main(statuses)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader has gone (| head): nothing more to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        statuses.append(tell(error, None))
+    sys.exit(max(statuses, default=0))
+
+
+def _hydra_main(statuses: list[int]) -> None:
+    import hydra
+
+    @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+    def task(composed: Any) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra_config = HydraConfig.get()
+        sweeping = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
+        folder = Path(hydra_config.runtime.output_dir)
+        folder = folder if sweeping else fresh_folder(folder)
+        try:
+            return _one(composed, folder, statuses)
+        except Exception as error:
+            # in a sweep the other jobs go on
+            statuses.append(tell(error, folder))
+            return None
+
+    task()
+
+
+def _one(composed: Any, folder: Path, statuses: list[int]) -> float | None:
+    from compress.progress import Terminal
+
+    report = execute(composed, folder, Terminal())
+    if "stages" not in report:
+        print(report["message"])
+        statuses.append(report["status"])
+        return None
+    from compress.report.terminal import show
+
+    show(report)
+    if not all(artifact["verified"] for artifact in report["artifacts"]):
+        statuses.append(1)
+    return float(report["final"]["kl_to_teacher"])
+
+
+def tell(error: BaseException, folder: Path | None) -> int:
+    """Print one message; the exit status that goes with it."""
+    user_error = as_user_error(error)
+    if user_error is not None:
+        print(f"error: {user_error.problem}", file=sys.stderr)
+        if user_error.hint:
+            print(user_error.hint, file=sys.stderr)
+        return 2
+    where = f" The traceback is in {folder / 'run.log'}." if folder is not None and (folder / "run.log").exists() else ""
+    print(f"error: a fault of ours: {type(error).__name__}: {error}.{where}", file=sys.stderr)
+    if not where:
+        logging.getLogger("compress").exception("fault", exc_info=error)
+        import traceback
+
+        traceback.print_exception(error)
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""From what was typed to a run, and from an error to a message."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from compress.config import CONF, Config, Mode, build, listing, pipelines, register
+from compress.errors import UserError
+
+log = logging.getLogger("compress")
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+
+GROUPS = ("pipeline", "budget", "sweep", "model", "data", "prune", "distill", "quant", "recover", "export")
+ADDED = ("pipeline", "sweep", "prune", "distill", "quant", "recover")
+"""Groups that no default names: they take a + in front."""
+
+
+def compose(overrides: list[str]) -> Any:
+    """Compose a config outside Hydra's command line.
+
+    Raises:
+        UserError: an override that Hydra refuses.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    register()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(version_base="1.3", config_module=CONF.removeprefix("pkg://")):
+            return hydra_compose(config_name="config", overrides=overrides)
+    except Exception as error:
+        raise as_user_error(error) or error from error
+
+
+def run_overrides(overrides: list[str]) -> dict[str, Any]:
+    """What `compress.run` does."""
+    composed = compose(overrides)
+    try:
+        folder = fresh_folder(Path(str(composed.output)))
+        return execute(composed, folder)
+    except Exception as error:
+        translated = as_user_error(error)
+        if translated is None or translated is error:
+            raise
+        raise translated from error
+
+
+def fresh_folder(folder: Path) -> Path:
+    """`folder`, or the same with a number behind it if a run has already written there."""
+    candidate, number = folder, 1
+    while (candidate / "report.json").exists() or (candidate / "artifacts").exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}_{number}")
+    return candidate
+
+
+def execute(composed: Any, output: Path, progress: Any = None) -> dict[str, Any]:
+    """Build a composed config and do what its mode says."""
+    from omegaconf import OmegaConf
+
+    config = build(composed)
+    if config.mode is Mode.verify:
+        from compress.export.check import check_artifact
+
+        return check_artifact(config.artifact)
+    from compress.pipeline import run
+    from compress.preparation import check_writable
+
+    check_writable(output, "output=DIR")
+    (output / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
+    handler = logging.FileHandler(output / "run.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    begin = time.monotonic()
+    try:
+        return run(config, output, progress)
+    except Exception:
+        log.exception("stopped after %.0f s", time.monotonic() - begin)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The message for a mistake of the user's; None for a fault of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return cause
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+            return UserError(f"the disk is full: {cause.filename or cause}.", "Make room; what was finished is kept, and the same command goes on.")
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
+            return UserError(f"cannot write {cause.filename}: {cause.strerror}.", "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.")
+    if any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
+        return UserError(*_config_message(chain))
+    return None
+
+
+def _config_message(chain: list[BaseException]) -> tuple[str, str]:
+    """Problem and hint for what Hydra or OmegaConf refuse."""
+    text = str(chain[0])
+    if match := re.search(r"Could not find '([\w@.]+)/([^']+)'", text):
+        group, option = match[1], match[2]
+        if group == "pipeline":
+            near = difflib.get_close_matches(option, pipelines(), n=1)
+            meant = f"Did you mean +pipeline={near[0]}? " if near else ""
+            return f"there is no pipeline {option!r}.", f"{meant}The pipelines are:\n{listing()}"
+        options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
+        shown = [name for name in options if not name.endswith("_schema")]
+        return f"there is no {group}={option}.", f"Options of {group}: {', '.join(shown)}."
+    if match := re.search(r"Could not override '(\w+)'", text):
+        near = difflib.get_close_matches(match[1], [*GROUPS, *Config.__dataclass_fields__], n=1)
+        meant = near[0] if near else match[1]
+        return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
+    if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", " ".join(map(str, chain))):
+        return f"there is no setting {match[1]!r} in {match[2]}.", "See 'python -m compress --help' for all settings."
+    return _first_line(" \n".join(map(str, chain[:2]))) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[:2]).rstrip(".")

@@ -1,0 +1,168 @@
+"""The config: its root, the one explicit table of what can be in it, and how a composed config becomes objects.
+
+Nothing heavy is imported here: composing a config, `--help` and every refusal come before torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Optional
+
+from compress.data import HubText, PythonDocs, Sotu, TextFiles
+from compress.distill.stage import Distill
+from compress.errors import UserError
+from compress.evaluate.settings import Evaluation
+from compress.export.settings import HFExport
+from compress.prune.stage import Prune
+from compress.quant.qat import QATInt8
+from compress.quant.stage import INT8, NF4
+from compress.recover.stage import QLoRA
+from compress.report.settings import Report
+from compress.source import EmbeddedModel, HuggingFaceModel
+from compress.stage import Stage, check_chain
+from compress.train.settings import Training
+
+CONF = "pkg://compress_conf"
+
+STAGES: dict[str, type[Any]] = {
+    "prune/activation": Prune,
+    "distill/logits": Distill,
+    "quant/nf4": NF4,
+    "quant/int8": INT8,
+    "quant/qat_int8": QATInt8,
+    "recover/qlora": QLoRA,
+}
+"""Group and option -> the stage it makes. A new method is one line here, one dataclass and one YAML."""
+
+OTHERS: dict[str, type[Any]] = {
+    "model/embedded": EmbeddedModel,
+    "model/hf": HuggingFaceModel,
+    "data/sotu": Sotu,
+    "data/text": TextFiles,
+    "data/hub": HubText,
+    "data/python_docs": PythonDocs,
+    "train/default": Training,
+    "evaluate/default": Evaluation,
+    "export/hf": HFExport,
+    "report/default": Report,
+}
+
+
+class Mode(str, Enum):
+    """What the command does."""
+
+    run = "run"
+    list = "list"
+    verify = "verify"
+
+
+class Device(str, Enum):
+    """Where models compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class Config:
+    """Everything a run can be told."""
+
+    model: Any = None
+    data: Any = None
+    second: Any = None
+    """A text of another kind, never trained on: what a model loses there is what training on `data` hides."""
+    teacher: Any = None
+    """The model to be like; by default the one the run starts from. +model@teacher=hf teacher.path=DIR_OR_ID"""
+    stages: dict[str, Any] = field(default_factory=dict)
+    """The stages that change weights, in order."""
+    train: Training = field(default_factory=Training)
+    """Shared by all training stages: `stages.<name>.train` overrides it for one."""
+    evaluate: Evaluation = field(default_factory=Evaluation)
+    export: dict[str, Any] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+    mode: Mode = Mode.run
+    name: str = "custom"
+    """Names the folder of the outputs; the pipeline presets set it."""
+    seed: int = 0
+    device: Device = Device.auto
+    threads: Optional[int] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """CPU threads; all cores by default. The same number gives the same bytes."""
+    output: str = "outputs"
+    """Folder of this run's report and artifacts."""
+    artifact: Optional[str] = None  # noqa: UP045
+    """With mode=verify: the folder to check."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads={self.threads} must be at least 1.")
+
+
+def register() -> None:
+    """Put every dataclass into Hydra's ConfigStore, so that types, unknown keys and Enum values are checked."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("compress_groups", groups, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for path, node in {**STAGES, **OTHERS}.items():
+        group, _, name = path.partition("/")
+        store.store(group=group, name=f"{name}_schema", node=node)
+
+
+def build(composed: Any) -> Config:
+    """Objects from a composed config; every range is checked on the way, and the chain.
+
+    Raises:
+        UserError: a value out of range, no stages, or a chain that cannot work.
+    """
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    if config.mode is Mode.run:
+        if not config.stages:
+            raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
+        for name, stage in config.stages.items():
+            if not isinstance(stage, tuple(STAGES.values())):
+                raise UserError(
+                    f"stages.{name} is not a stage.",
+                    f"Add one with +GROUP@stages.{name}=OPTION, where GROUP=OPTION is one of: "
+                    + ", ".join(path.replace("/", "=") for path in STAGES),
+                )
+        stages: dict[str, Stage] = config.stages
+        check_chain(stages)
+    return config
+
+
+MAIN = "prune_distill"
+
+
+def presets() -> Path:
+    """The folder of the shipped YAML files."""
+    import compress_conf
+
+    return Path(str(compress_conf.__file__)).parent
+
+
+def pipelines() -> dict[str, str]:
+    """Name -> what it does, from the second comment line of every preset; the main job first."""
+    files = sorted((presets() / "pipeline").glob("*.yaml"), key=lambda file: (file.stem != MAIN, file.stem))
+    return {file.stem: file.read_text().splitlines()[1].lstrip("# ") for file in files}
+
+
+def groups() -> str:
+    """Every group with its options, a line each."""
+    folders = sorted(folder for folder in presets().iterdir() if folder.is_dir() and any(folder.glob("*.yaml")))
+    return "\n".join(f"  {f.name}: {', '.join(sorted(file.stem for file in f.glob('*.yaml')))}" for f in folders)
+
+
+def listing() -> str:
+    """The pipelines and what to type, for a terminal."""
+    found = pipelines()
+    width = max(map(len, found))
+    lines = [f"  python -m compress +pipeline={name:<{width}}   {text}" for name, text in found.items()]
+    return "\n".join(lines)

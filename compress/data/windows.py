@@ -1,0 +1,201 @@
+"""From documents to windows of tokens: one form for training, one for perplexity.
+
+Training windows never hold two documents, so nothing leaks from one to the next without any mask but the causal one;
+a short last piece is padded on the right, where causal attention does not see it. Perplexity windows follow the usual
+protocol: the text joined as it stands, cut without overlap, the ragged rest dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compress.data.split import cut_near
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("compress")
+
+CHARS_PER_TOKEN = 4
+"""Roughly, for sizing what is tokenised at once; nothing exact hangs on it."""
+
+SECTION_WINDOWS = 64
+"""A document longer than about this many windows is cut at paragraphs into sections, each treated as a document: a
+budget of tokens then samples all of a book, not its first chapters."""
+
+SHORTEST_SECTION = 1 << 15
+"""Characters; however short the windows are, documents up to this stay whole."""
+
+BATCH_CHARS = 1 << 18
+MARGIN_TOKENS = 64
+"""The last tokens of a prefix of a text may differ from those of the whole text: this many are not relied on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows to train on."""
+
+    ids: torch.Tensor
+    """int32 [n, length], padded on the right."""
+    lengths: torch.Tensor
+    """int32 [n], real tokens of each window."""
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens of all windows."""
+        return int(self.lengths.sum())
+
+
+def training_windows(
+    documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, seed: int, setting: str = "length"
+) -> Windows:
+    """As many windows as it takes to reach `tokens` real tokens, in an order drawn by `seed`.
+
+    Documents are tokenised in a shuffled order and only until there is enough; each is cut into pieces of `length`
+    tokens. Its last piece is padded if it has at least max(8, length // 8) tokens, else dropped. A text with fewer
+    tokens is gone through again, in another order: nothing is seen twice before all was seen once.
+
+    Args:
+        documents: texts; one longer than about 64 windows (and 32,768 characters) is cut at paragraphs into several.
+        tokenizer: called as users call it: it adds a first token to a document if it is one that does.
+        length: tokens of a window.
+        tokens: real tokens wanted, all windows together.
+        seed: order of documents and windows.
+        setting: name of the setting behind `length`, for the message.
+
+    Raises:
+        UserError: no document has enough tokens for a window.
+    """
+    import torch
+
+    logger.info("Tokenizing training text for %d tokens", tokens)
+    rng = random.Random(seed)
+    longest = max(SHORTEST_SECTION, SECTION_WINDOWS * CHARS_PER_TOKEN * length)
+    sections = [section for document in documents for section in _sections(document, longest)]
+    order = list(range(len(sections)))
+    cut: dict[int, list[torch.Tensor]] = {}
+    chosen: list[torch.Tensor] = []
+    real = 0
+    while real < tokens:
+        rng.shuffle(order)
+        epoch: list[torch.Tensor] = []
+        for piece in _pieces(order, sections, tokenizer, length, cut):
+            epoch.append(piece)
+            real += len(piece)
+            if real >= tokens:
+                break
+        if not epoch:
+            most = max((len(_tokenize([s], tokenizer)[0]) for s in sorted(sections, key=len)[-3:]), default=0)
+            raise UserError(
+                f"The training text is too short: its longest document has {most} tokens, and a window of {length} "
+                f"needs {_least(length)} at least.",
+                f"Give more text or lower {setting} (now {length}).",
+            )
+        rng.shuffle(epoch)
+        chosen += epoch
+
+    ids = torch.full((len(chosen), length), _padding(tokenizer), dtype=torch.int32)
+    for row, piece in zip(ids, chosen, strict=True):
+        row[: len(piece)] = piece
+    return Windows(ids, torch.tensor([len(piece) for piece in chosen], dtype=torch.int32))
+
+
+def joined_windows(
+    documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, setting: str = "length"
+) -> torch.Tensor:
+    """Windows to measure perplexity on: the documents joined by blank lines, cut without overlap, the rest dropped.
+
+    Args:
+        documents: texts in their order.
+        tokenizer: called as users call it, on the joined text (no more of it than is needed).
+        length: tokens of a window.
+        tokens: at most this many, rounded down to whole windows, one window at least.
+        setting: name of the setting behind `length`, for the message.
+
+    Returns:
+        int64 [n, length].
+
+    Raises:
+        UserError: the text has fewer tokens than one window.
+    """
+    import torch
+
+    logger.info("Tokenizing held-out text, at most %d tokens", tokens)
+    wanted = max(1, tokens // length)
+    ids = _first_tokens("\n\n".join(documents), tokenizer, wanted * length)
+    whole = len(ids) // length
+    if not whole:
+        raise UserError(
+            f"The held-out text is too short: it has {len(ids)} tokens, and one window needs {length}.",
+            f"Give more text or lower {setting} (now {length}).",
+        )
+    return torch.tensor(ids[: whole * length], dtype=torch.int64).view(whole, length)
+
+
+def _least(length: int) -> int:
+    return min(length, max(8, length // 8))
+
+
+def _padding(tokenizer: Any) -> int:
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(i for i in candidates if i is not None))
+
+
+def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    # verbose: a text longer than the model's context is no mistake here
+    ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _sections(document: str, limit: int) -> Iterator[str]:
+    while len(document) > limit:
+        end = cut_near(document, limit, limit // 2)
+        yield document[:end]
+        document = document[end:]
+    yield document
+
+
+def _pieces(
+    order: list[int], sections: list[str], tokenizer: Any, length: int, cut: dict[int, list[torch.Tensor]]
+) -> Iterator[torch.Tensor]:
+    """Pieces of the sections in `order`; sections not in `cut` are tokenised, some at a time, and kept there."""
+    import torch
+
+    for batch in _batches(order, sections):
+        missing = [i for i in batch if i not in cut]
+        if missing:
+            for i, ids in zip(missing, _tokenize([sections[i] for i in missing], tokenizer), strict=True):
+                whole = torch.tensor(ids, dtype=torch.int32)
+                pieces = (whole[start : start + length] for start in range(0, len(ids), length))
+                cut[i] = [piece for piece in pieces if len(piece) >= _least(length)]
+        for i in batch:
+            yield from cut[i]
+
+
+def _batches(order: list[int], sections: list[str]) -> Iterator[list[int]]:
+    batch: list[int] = []
+    size = 0
+    for i in order:
+        batch.append(i)
+        size += len(sections[i])
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _first_tokens(text: str, tokenizer: Any, count: int) -> list[int]:
+    """The first `count` tokens of `text` (all of them, if it has fewer), from as short a prefix as will do."""
+    size = (count + MARGIN_TOKENS) * (CHARS_PER_TOKEN + 1)
+    while True:
+        whole = size >= len(text)
+        ids = _tokenize([text if whole else text[: cut_near(text, size, size // 2)]], tokenizer)[0]
+        if whole or len(ids) >= count + MARGIN_TOKENS:
+            return ids[:count]
+        size *= 2

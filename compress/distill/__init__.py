@@ -1,0 +1,1 @@
+"""Distillation: heals a pruned model against the original."""

@@ -1,0 +1,38 @@
+"""Distillation of a dense student against the original model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from compress.losses.logits import Logits
+from compress.stage import DENSE, TEACHER, TEXT, Context, Metrics
+from compress.train.settings import Training
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+
+
+@dataclass
+class Distill:
+    """Trains all weights of the student to give the teacher's distribution (Minitron, arXiv 2407.14679, sec. 4)."""
+
+    train: Training = field(default_factory=Training)
+    loss: Logits = field(default_factory=Logits)
+
+    kind: ClassVar[str] = "distill"
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
+    gives: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Train, then write the student in the types it had."""
+        from compress.train.fit import fit
+        from compress.train.student import load_student, load_teacher, windows_for, write_dense
+
+        windows = windows_for(self.train, context)
+        student = load_student(checkpoint, context)
+        fitted = fit(student, load_teacher(context), self.loss, windows, self.train, context)
+        return write_dense(student, checkpoint, context), fitted.metrics()

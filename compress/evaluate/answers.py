@@ -1,0 +1,37 @@
+"""What a model says: greedy answers to prompts, and how much they repeat themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
+    """Greedy answers, one prompt at a time (so that no padding enters), through the chat template where there is one."""
+    answers = []
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.generation_config.eos_token_id
+    for prompt in prompts:
+        if tokenizer.chat_template:
+            message = [{"role": "user", "content": prompt}]
+            ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        else:
+            ids = tokenizer(prompt, return_tensors="pt")
+        ids = {"input_ids": ids["input_ids"].to(model.device), "attention_mask": ids["attention_mask"].to(model.device)}
+        limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+        room = max(1, min(tokens, limit - ids["input_ids"].shape[1]))
+        out = model.generate(**ids, max_new_tokens=room, do_sample=False, eos_token_id=end, pad_token_id=end)
+        written = out[0, ids["input_ids"].shape[1] :]
+        answers.append(tokenizer.decode(written, skip_special_tokens=True).strip())
+    return answers
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """Fraction of the text's word n-grams that it has already said: 0 for no repetition, near 1 for a loop.
+
+    1 - distinct / all n-grams (the rep-n of Welleck et al., arXiv 1908.04319, sec. 5).
+    """
+    words = text.lower().split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

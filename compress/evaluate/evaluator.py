@@ -1,0 +1,160 @@
+"""Measures checkpoints against one original, and remembers what it has measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+from compress.evaluate.settings import Evaluation
+from compress.store import Store, content_key
+
+if TYPE_CHECKING:
+    import torch
+
+    from compress.checkpoint import Checkpoint
+    from compress.data import Corpus
+    from compress.evaluate.quality import Reference
+    from compress.stage import Progress
+
+SECOND = "second_"
+"""Prefix of the figures on the text of another kind."""
+
+
+@dataclass
+class Evaluator:
+    """All figures of a run come from here.
+
+    Attributes:
+        settings: what to measure.
+        original: the model everything is compared with.
+        texts: prefix of the figures -> corpus whose held-out documents are scored.
+        inputs: what besides the checkpoint decides a figure; part of the key it is remembered by.
+        store: remembers.
+        progress: shows.
+        device: where models compute.
+    """
+
+    settings: Evaluation
+    original: Checkpoint
+    texts: Mapping[str, Corpus]
+    inputs: Mapping[str, Any]
+    store: Store
+    progress: Progress
+    device: torch.device
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The original's; every checkpoint of the run has the same."""
+        return self.original.tokenizer()
+
+    def check_texts(self) -> None:
+        """Refuse a text too short to score, before anything is computed."""
+        self.windows  # noqa: B018 - raises
+
+    @cached_property
+    def windows(self) -> dict[str, torch.Tensor]:
+        """Prefix -> tokens [n, window]."""
+        from compress.data.windows import joined_windows
+
+        limit = getattr(self.original.config, "max_position_embeddings", None) or self.settings.window
+        window = min(self.settings.window, limit)
+        windows = {}
+        for prefix, corpus in self.texts.items():
+            documents = corpus.heldout
+            if not documents:
+                raise UserError(f"{corpus.name} has no held-out text to measure on.", "Give data.heldout_path=FILE.")
+            windows[prefix] = joined_windows(
+                documents,
+                self.tokenizer,
+                length=window,
+                tokens=max(window, self.settings.tokens),
+                setting="evaluate.window",
+            )
+        return windows
+
+    @cached_property
+    def references(self) -> dict[str, Reference]:
+        """The original's hidden states on every text."""
+        from compress.evaluate.quality import reference
+
+        total = sum(len(windows) for windows in self.windows.values())
+        with self.progress.bar("the original on the held-out texts", total) as advance:
+            model = self.load(self.original)
+            return {prefix: reference(model, windows, advance) for prefix, windows in self.windows.items()}
+
+    def load(self, checkpoint: Checkpoint, plain: bool = False) -> Any:
+        """The checkpoint as a model; `plain` without any code of ours, as its users will load it."""
+        from compress.runtime.loading import load_model
+
+        return load_model(checkpoint.folder, device=self.device, plain=plain)
+
+    def quality(self, checkpoint: Checkpoint, weights: str, plain: bool = False) -> dict[str, Any]:
+        """Perplexity, KL and agreement on every text, and sizes. `weights` identifies the checkpoint's weights."""
+
+        def compute() -> dict[str, Any]:
+            from compress.evaluate.quality import measure
+            from compress.evaluate.size import measure_size
+
+            references = self.references
+            total = sum(len(windows) for windows in self.windows.values())
+            figures: dict[str, Any] = dict(measure_size(checkpoint))
+            with self.progress.bar("evaluating", total) as advance:
+                model = self.load(checkpoint, plain)
+                for prefix, reference in references.items():
+                    figures |= measure(model, reference, advance).as_dict(prefix)
+            return figures
+
+        asked = {key: getattr(self.settings, key) for key in ("tokens", "window")}
+        return self._remembered("quality", {**asked, "weights": weights, "plain": plain}, compute)
+
+    def behaviour(self, checkpoint: Checkpoint, weights: str, plain: bool = False) -> dict[str, Any]:
+        """Speed, answers with their repetition rate, and tasks: for the first and the last model of a run."""
+
+        def compute() -> dict[str, Any]:
+            from compress.evaluate.answers import answer, repetition
+            from compress.evaluate.speed import measure_speed
+
+            settings = self.settings
+            found: dict[str, Any] = {}
+            with self.progress.bar("speed, answers and tasks", 2 + bool(settings.tasks)) as advance:
+                model = self.load(checkpoint, plain)
+                if settings.speed:
+                    found["speed"] = measure_speed(model, settings.prefill_tokens, settings.decode_tokens)
+                advance(1)
+                answers = answer(model, self.tokenizer, list(settings.prompts), settings.answer_tokens)
+                found["answers"] = [
+                    {"prompt": prompt, "answer": text, "repetition": repetition(text)}
+                    for prompt, text in zip(settings.prompts, answers, strict=True)
+                ]
+                advance(1)
+                if settings.tasks:
+                    found["tasks"] = self._tasks(model)
+                    advance(1)
+            return found
+
+        asked = {key: value for key, value in asdict(self.settings).items() if key not in ("tokens", "window")}
+        return self._remembered("behaviour", {**asked, "weights": weights, "plain": plain}, compute)
+
+    def _tasks(self, model: Any) -> dict[str, dict[str, float]]:
+        from compress.evaluate.tasks import run_tasks
+
+        return run_tasks(
+            model,
+            self.tokenizer,
+            list(self.settings.tasks),
+            include_path=self.settings.tasks_path,
+            limit=self.settings.tasks_limit,
+        )
+
+    def _remembered(
+        self, kind: str, asked: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        key = content_key({"kind": kind, "asked": asked, "inputs": self.inputs})
+        found = self.store.recall("evaluations", key)
+        if found is None:
+            found = compute()
+            self.store.remember("evaluations", key, found)
+        return found

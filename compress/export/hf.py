@@ -1,0 +1,96 @@
+"""Writes a Hugging Face artifact: what the pipeline measured, as it is, or with its adapter merged on request."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.checkpoint import Checkpoint, TensorWriter, tensor_digests, write_config
+from compress.export.settings import HFExport, Merge
+from compress.stage import ADAPTER
+from compress.store import file_digest
+
+MANIFEST = "manifest.json"
+
+
+def write_artifact(checkpoint: Checkpoint, settings: HFExport, folder: Path) -> None:
+    """Write the artifact's files, the manifest excepted."""
+    folder.mkdir(parents=True)
+    checkpoint.copy_sidecars(folder)
+    if settings.merge is Merge.dense and ADAPTER in checkpoint.traits:
+        write_merged(checkpoint, folder)
+        return
+    for file in checkpoint.weight_files():
+        shutil.copyfile(file, folder / file.name)
+    for name in ("model.safetensors.index.json", "adapter_config.json"):
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+
+
+def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
+    """Decode the base, add the adapter in fp32 and write a dense model in the base's compute type.
+
+    Encoding the sum on the 4-bit grid again would throw away what the adapter won, so the merged form is dense.
+    """
+    from compress.arch import adapter_for
+    from compress.runtime.loading import load_model
+
+    model = load_model(checkpoint.folder)
+    conv1d = adapter_for(checkpoint.config).modules.conv1d
+    dtype = getattr(torch, checkpoint.raw_config.get("dtype") or "float32")
+    writer = TensorWriter(folder)
+    for name, tensor in merged_weights(model, conv1d):
+        writer.add(name, tensor.detach().to("cpu", dtype))
+    writer.close()
+    write_config(folder, checkpoint.config, {"quantization_config": None})
+
+
+def merged_weights(model: nn.Module, conv1d: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of every weight of the plain model that a 4-bit `model` with its adapters stands for.
+
+    A tied head is not among them: it is its embedding.
+    """
+    from compress.runtime.four_bit import dequantized
+
+    adapted: list[str] = []
+    for path, module in model.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        layer: Any = module
+        delta = layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+        merged = dequantized(layer.base_layer) + layer.scaling["default"] * delta.cpu()
+        yield f"{path}.weight", merged.t().contiguous() if conv1d else merged
+        if layer.base_layer.bias is not None:
+            yield f"{path}.bias", layer.base_layer.bias
+        adapted.append(path + ".")
+    for name, parameter in model.named_parameters():
+        if not name.startswith(tuple(adapted)):
+            yield name, parameter
+
+
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Sha256 of every file and of every tensor, so that a flipped bit is found and named."""
+    files = {str(f.relative_to(folder)): file_digest(f) for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST}
+    manifest = {"files": files, "tensors": tensor_digests(folder)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def damaged(folder: Path) -> list[str]:
+    """What in `folder` is not as its manifest says: tensors by name, other files by path."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    files = [name for name, digest in manifest["files"].items() if not (folder / name).is_file() or file_digest(folder / name) != digest]
+    if not any(name.endswith(".safetensors") for name in files):
+        return files
+    try:
+        found = tensor_digests(folder)
+    except (EOFError, ValueError, KeyError):
+        return files
+    tensors = [f"tensor {name}" for name, digest in manifest["tensors"].items() if found.get(name) != digest]
+    return tensors + [name for name in files if not (tensors and name.endswith(".safetensors"))]

@@ -1,0 +1,74 @@
+"""What a stage's result depends on, and nothing else: the parts of its content key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint import NOT_CARRIED, tensor_digests, weights_key
+from compress.stage import DENSE_PARENT, TEACHER, TEXT, Stage
+from compress.store import Store, content_key, file_digest
+
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "lightning", "safetensors")
+WITHOUT_EFFECT = frozenset({"checkpoint_seconds"})
+"""Fields that change how a result is made, but not the result."""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that can change a bit of a result."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def stage_fields(stage: Any) -> Any:
+    """The resolved fields of a stage, nested settings included, as JSON."""
+    return _plain(asdict(stage))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def sidecars_key(folder: Path) -> str:
+    """Sha256 over what lies beside the weights and counts: config, tokenizer, chat template."""
+    files = {f.name: file_digest(f) for f in folder.iterdir() if f.is_file() and not f.name.endswith(NOT_CARRIED)}
+    return content_key(files)
+
+
+def source_key(folder: Path, store: Store) -> str:
+    """Key of the weights of a folder that is not in the store; remembered by path, size and time of its files."""
+    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))]
+    asked = content_key({"folder": str(folder.resolve()), "files": stamps})
+    found = store.recall("fingerprints", asked)
+    if found is None:
+        found = {"weights": weights_key(tensor_digests(folder))}
+        store.remember("fingerprints", asked, found)
+    return str(found["weights"])
+
+
+def stage_key(stage: Stage, parent: Mapping[str, str], inputs: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Key of a stage's result.
+
+    Args:
+        stage: with its resolved fields.
+        parent: `weights` and `sidecars` of the checkpoint it works on.
+        inputs: by the names of `Stage.reads`; only those it reads count.
+        run: seed, versions, device, threads, kernel backend.
+    """
+    read = {name: inputs[name] for name in sorted(stage.reads & {TEXT, TEACHER, DENSE_PARENT})}
+    return content_key(
+        {"kind": stage.kind, "version": stage.version, "fields": stage_fields(stage), "parent": parent, "reads": read, **run}
+    )

@@ -1,0 +1,274 @@
+"""The loop over the stages: check, look up or run, evaluate, deliver, report."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress import preparation
+from compress.checkpoint import Checkpoint
+from compress.config import Config
+from compress.errors import UserError
+from compress.evaluate.evaluator import SECOND, Evaluator
+from compress.keys import library_versions, sidecars_key, source_key, stage_fields, stage_key
+from compress.memory import PeakMemory
+from compress.paths import cache_folder
+from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage
+from compress.store import Store
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from compress.data import Corpus
+
+log = logging.getLogger("compress")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A checkpoint with what identifies it."""
+
+    checkpoint: Checkpoint
+    weights: str
+    sidecars: str
+
+    @property
+    def key(self) -> dict[str, str]:
+        """For the key of the next stage."""
+        return {"weights": self.weights, "sidecars": self.sidecars}
+
+
+class Run:
+    """One run of one config."""
+
+    def __init__(self, config: Config, output: Path, progress: Progress) -> None:
+        self.config = config
+        self.output = output
+        self.progress = progress
+        self.cache = cache_folder()
+        self.store = Store(self.cache / "store")
+        self.begin = time.monotonic()
+        self.rows: list[dict[str, Any]] = []
+        self.threads = config.threads or preparation.available_threads()
+
+    def execute(self) -> dict[str, Any]:
+        """Everything, in order; returns the report."""
+        from compress.report.write import write_reports
+
+        preparation.check_writable(self.output, "output=DIR")
+        preparation.check_writable(self.cache, "COMPRESS_CACHE=DIR in front of the command")
+        self._start()
+        self.baseline = self.evaluator.quality(self.original.checkpoint, self.original.weights)
+        self.baseline |= self.evaluator.behaviour(self.original.checkpoint, self.original.weights)
+        current, dense = self.first, self.first
+        for name, stage in self.config.stages.items():
+            current = self._stage(name, stage, current, dense)
+            if DENSE in current.checkpoint.traits:
+                dense = current
+        artifacts = self._export(current)
+        report = self._report(current, artifacts)
+        self._finish_artifacts(report)
+        write_reports(report, self.output, self.config.report)
+        return report
+
+    def _finish_artifacts(self, report: dict[str, Any]) -> None:
+        """A card that tells the whole run, and a manifest over everything that ships."""
+        from compress.export.hf import write_manifest
+        from compress.report.card import render
+
+        for artifact in report["artifacts"]:
+            folder = Path(artifact["path"])
+            if artifact["metrics"]:
+                (folder / "README.md").write_text(render(report, artifact))
+            write_manifest(folder)
+
+    def _start(self) -> None:
+        """Load what is asked for, and refuse what cannot work, before anything is computed."""
+        config = self.config
+        self.source = config.model.resolve()
+        teacher = config.teacher.resolve() if config.teacher is not None else self.source
+        self.first = self._known(self.source.folder)
+        self.original = self._known(teacher.folder)
+        self._check_plans()
+        parameters = self._parameters()
+        preparation.check_memory(config.stages, parameters)
+        preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
+        preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
+        self.corpus: Corpus = config.data.load()
+        second: Corpus = config.second.load()
+        self.device = preparation.check_device(config.device.value)
+        self.fabric = self._fabric()
+        self.run_key = self._run_key()
+        self.evaluator = Evaluator(
+            settings=config.evaluate,
+            original=self.original.checkpoint,
+            texts={"": self.corpus, SECOND: second},
+            inputs={**self.run_key, "original": self.original.key, "texts": [self.corpus.fingerprint, second.fingerprint]},
+            store=self.store,
+            progress=self.progress,
+            device=self.fabric.device,
+        )
+        self.evaluator.check_texts()
+
+    def _known(self, folder: Path) -> Known:
+        checkpoint = Checkpoint(folder, frozenset({DENSE}), self.source.name)
+        return Known(checkpoint, source_key(folder, self.store), sidecars_key(folder))
+
+    def _parameters(self) -> int:
+        from compress.evaluate.size import count_parameters
+
+        return count_parameters(self.first.checkpoint.config)[0]
+
+    def _check_plans(self) -> None:
+        """Let every stage that has something to say about the model's shape say it now."""
+        for stage in self.config.stages.values():
+            if hasattr(stage, "check"):
+                stage.check(self.first.checkpoint.config)
+
+    def _fabric(self) -> Fabric:
+        import torch
+        from lightning.fabric import Fabric
+
+        from compress.train.fit import quiet_lightning
+
+        torch.set_num_threads(self.threads)
+        with quiet_lightning():
+            fabric = Fabric(accelerator=self.device, devices=1)
+            fabric.seed_everything(self.config.seed, verbose=False)
+        return fabric
+
+    def _run_key(self) -> dict[str, Any]:
+        from compress_kernels import backend_name
+
+        return {
+            "seed": self.config.seed,
+            "versions": library_versions(),
+            "device": self.device,
+            "threads": self.threads,
+            "kernels": backend_name(self.fabric.device),
+        }
+
+    def _stage(self, name: str, stage: Stage, current: Known, dense: Known) -> Known:
+        """The result of one stage, from the store or made now; its row goes into the report."""
+        reads = {TEXT: self.corpus.fingerprint, TEACHER: self.original.key, DENSE_PARENT: dense.key}
+        key = stage_key(stage, current.key, reads, self.run_key)
+        self._title(name, stage)
+        with self.store.locked(key):
+            record = self.store.find(key)
+            cached = record is not None
+            if record is None:
+                record = self._make(name, stage, key, current, dense)
+        checkpoint = Checkpoint(self.store.folder(key), frozenset(record["traits"]), self.source.name)
+        known = Known(checkpoint, record["weights"], sidecars_key(checkpoint.folder))
+        quality = self.evaluator.quality(checkpoint, known.weights + known.sidecars)
+        self.rows.append(
+            {
+                "name": name,
+                "kind": stage.kind,
+                "key": key,
+                "cached": cached,
+                "seconds": record["seconds"],
+                "peak_rss_bytes": record["peak_rss_bytes"],
+                "params": quality["params"],
+                "bytes": quality["bytes"],
+                "metrics": quality,
+                "details": record["metrics"],
+                "fields": stage_fields(stage),
+            }
+        )
+        self._say_quality(quality, cached)
+        return known
+
+    def _make(self, name: str, stage: Stage, key: str, current: Known, dense: Known) -> dict[str, Any]:
+        begin = time.monotonic()
+        with self.store.writing(key) as folder, PeakMemory() as memory:
+            context = Context(
+                folder=folder,
+                scratch=self.store.scratch(key),
+                original=self.original.checkpoint,
+                dense=dense.checkpoint if dense is not current else None,
+                corpus=self.corpus,
+                fabric=self.fabric,
+                progress=self.progress,
+                seed=self.config.seed,
+            )
+            result, metrics = stage.run(current.checkpoint, context)
+            gc.collect()
+            facts = {
+                "name": name,
+                "kind": stage.kind,
+                "traits": sorted(result.traits),
+                "metrics": metrics,
+                "seconds": time.monotonic() - begin,
+                "peak_rss_bytes": memory.peak_bytes,
+            }
+            return self.store.commit(key, folder, facts)
+
+    def _export(self, current: Known) -> list[dict[str, Any]]:
+        """Write, reload and measure every artifact."""
+        from compress.export.deliver import deliver
+
+        self._title("export", None)
+        return [
+            deliver(name, settings, current.checkpoint, self.output / "artifacts" / name, self.evaluator, self.threads)
+            for name, settings in self.config.export.items()
+        ]
+
+    def _report(self, current: Known, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
+        from compress.report.build import build_report
+
+        measured = [artifact["metrics"] for artifact in artifacts if artifact["metrics"]]
+        final = measured[0] if measured else self.rows[-1]["metrics"]
+        weights = current.weights + current.sidecars
+        behaviour = self.evaluator.behaviour(current.checkpoint, weights)
+        return build_report(
+            config=self.config,
+            source=self.source,
+            corpus=self.corpus,
+            run=self.run_key,
+            baseline=self.baseline,
+            stages=self.rows,
+            final=final | behaviour,
+            artifacts=artifacts,
+            output=self.output,
+            seconds=time.monotonic() - self.begin,
+        )
+
+    def _title(self, name: str, stage: Stage | None) -> None:
+        title = name if stage is None or stage.kind == name else f"{name} ({stage.kind})"
+        self.progress.say(f"--- {title}")
+
+    def _say_quality(self, quality: dict[str, Any], cached: bool) -> None:
+        self.progress.say(
+            f"perplexity {quality['ppl']:.2f}, KL to the original {quality['kl_to_teacher']:.3f} "
+            f"(other text: {quality[SECOND + 'kl_to_teacher']:.3f})" + (", from the store" if cached else "")
+        )
+
+
+def run(config: Config, output: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a built config.
+
+    Args:
+        config: from `compress.config.build`.
+        output: folder for reports and artifacts.
+        progress: shows how far it is; nothing is shown by default.
+
+    Returns:
+        The report, as in report.json.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    try:
+        return Run(config, output, progress or Quiet()).execute()
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise UserError(
+                f"out of memory: {str(error).splitlines()[0]}",
+                "Train in smaller pieces (train.accumulate=2, train.length=128), or on a machine with more memory.",
+            ) from error
+        raise

@@ -1,0 +1,106 @@
+"""Everything that can be refused before work starts: places to write to, memory, disk, device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import UserError
+from compress.stage import TEACHER, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GIB = 1 << 30
+TRAINING_BYTES = 16
+"""Per trained parameter: fp32 weight and gradient, and AdamW's two fp32 moments."""
+ALLOWANCE = GIB
+"""For activations, the libraries themselves and what they leave behind."""
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Make `folder` and try to write into it.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}.", f"Choose another folder: {setting}.") from error
+
+
+def existing(folder: Path) -> Path:
+    """The nearest folder above that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_disk(folder: Path, needed: int, setting: str) -> None:
+    """Refuse a run whose results do not fit.
+
+    Raises:
+        UserError: naming what is free and what is needed.
+    """
+    free = shutil.disk_usage(existing(folder)).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / GIB:.1f} GiB free, and this run needs about {needed / GIB:.1f} GiB.",
+            f"Make room, or choose another disk: {setting}.",
+        )
+
+
+def disk_needed(stages: Mapping[str, Stage], parameters: int) -> int:
+    """Bytes for stage results, and for the progress of the largest training twice (old and new)."""
+    results = 2 * parameters * (len(stages) + 1)
+    trains = any(TEACHER in stage.reads for stage in stages.values())
+    return results + (2 * 12 * parameters if trains else 0) + GIB // 4
+
+
+def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
+    """Refuse a training that cannot fit into this machine's memory.
+
+    Raises:
+        UserError: naming what there is and what is needed.
+    """
+    import psutil
+
+    total = psutil.virtual_memory().total
+    for name, stage in stages.items():
+        if TEACHER not in stage.reads:
+            continue
+        per_parameter = 2 + (2 if stage.kind == "qlora" else TRAINING_BYTES)
+        needed = parameters * per_parameter + ALLOWANCE
+        if needed > total:
+            raise UserError(
+                f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, and this machine has {total / GIB:.0f} GiB.",
+                f"Drop it with '~stages.{name}', or train adapters only: +pipeline=qlora.",
+            )
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_device(device: str) -> str:
+    """`cpu` or `cuda`.
+
+    Raises:
+        UserError: cuda was asked for and is not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda was asked for, but torch sees no CUDA device.", "Leave it out, or give device=cpu.")
+    return device

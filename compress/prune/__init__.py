@@ -1,0 +1,1 @@
+"""Structured pruning: score groups (`importance`), choose what stays (`widths`, `plan`), cut tensors (`surgery`)."""

@@ -1,0 +1,80 @@
+"""Structured pruning of width and depth, scored on calibration text, in one shot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
+
+from compress.stage import DENSE, TEXT, Context, Metrics
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.prune.plan import PruneTarget
+
+
+@dataclass
+class Prune:
+    """Cuts layers, MLP neurons, KV groups with their query heads, and residual channels (Minitron, arXiv 2407.14679).
+
+    Fractions are fractions kept. Widths stay uniform over the layers, so that every plain config can say them.
+    """
+
+    keep: Optional[float] = 0.85  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """Of the parameters that are not embedding or head; null if the fractions below say it all."""
+    layers: Optional[float] = None  # noqa: UP045
+    """Fraction of the layers."""
+    mlp: Optional[float] = None  # noqa: UP045
+    """Fraction of the MLP neurons of each layer."""
+    heads: Optional[float] = None  # noqa: UP045
+    """Fraction of the KV groups of each layer, with their query heads."""
+    hidden: Optional[float] = None  # noqa: UP045
+    """Fraction of the residual channels."""
+    share: dict[str, float] = field(default_factory=lambda: {"layers": 0.4, "mlp": 0.6})
+    """What part of the removal each kind bears, relative to the others, where only `keep` is given."""
+    multiple: int = 64
+    """Kept widths are multiples of this, so that 4-bit blocks and matrix tiles fit."""
+    calibration_tokens: int = 16384
+    """Tokens the groups are scored on."""
+
+    kind: ClassVar[str] = "prune"
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
+    gives: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = frozenset({TEXT})
+
+    def __post_init__(self) -> None:
+        from compress.errors import UserError
+
+        for name in ("keep", "layers", "mlp", "heads", "hidden"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(
+                    f"stages.prune.{name}={value}: it is the fraction that stays, above 0 and at most 1.",
+                    f"To remove 15%, give {name}=0.85.",
+                )
+        if self.calibration_tokens < 1:
+            raise UserError(f"prune.calibration_tokens={self.calibration_tokens} must be at least 1.")
+
+    def target(self) -> PruneTarget:
+        """The fields as the planner reads them."""
+        from compress.prune.plan import PruneTarget
+
+        fractions = {name: getattr(self, name) for name in ("keep", "layers", "mlp", "heads", "hidden")}
+        return PruneTarget(**fractions, share=self.share, multiple=self.multiple)  # type: ignore[arg-type]
+
+    def check(self, config: Any) -> None:
+        """Refuse a target that this model cannot meet, before anything is computed."""
+        from compress.prune.plan import solve
+        from compress.arch import adapter_for
+
+        architecture = adapter_for(config)
+        shape = architecture.shape(config)
+        widths = solve(shape, self.target(), lambda w: architecture.non_embedding_parameters(config, w))
+        architecture.check(config, widths)
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Score, plan, cut."""
+        from compress.prune.run import prune
+
+        return prune(checkpoint, self.target(), self.calibration_tokens, context)

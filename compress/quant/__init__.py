@@ -1,0 +1,1 @@
+"""Quantization: algorithms that put a model's linear layers on a grid."""

@@ -1,0 +1,1 @@
+"""Recovery: wins back what quantization cost, with adapters on a frozen quantized base."""

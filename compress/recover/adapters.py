@@ -1,0 +1,83 @@
+"""LoRA adapters by peft: put on, started from the quantization residual, written so that equal runs give equal bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+import torch
+
+from compress.arch import adapter_for
+from compress.arch.linears import linear_paths
+from compress.calibrate import input_rms
+from compress.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, write_config
+from compress.errors import UserError
+from compress.recover.residual import low_rank
+from compress.runtime.four_bit import dequantized
+from compress.runtime.loading import quiet_transformers
+from compress.stage import ADAPTER, Context
+
+
+def add_adapters(model: Any, config: Any, rank: int, alpha: float) -> Any:
+    """Freeze `model` and put a LoRA on every linear layer, in place; returns peft's wrapper around it."""
+    from peft import LoraConfig, get_peft_model
+
+    names = sorted({path.rpartition(".")[2] for path in linear_paths(config)})
+    lora = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)  # peft draws A; the same adapters for the same run
+    with quiet_transformers():
+        adapted = get_peft_model(model, lora)
+    torch.set_rng_state(generator_state)
+    return adapted
+
+
+def start_from_residual(model: Any, checkpoint: Checkpoint, context: Context, tokens: int) -> None:
+    """Set every adapter to the low-rank part of what quantization threw away.
+
+    Args:
+        model: with adapters on.
+        checkpoint: the quantized one.
+        context: knows the dense model the codes were made from.
+        tokens: inputs are weighted by their size on this much calibration text; 0 for no weighting.
+    """
+    if context.dense is None:
+        raise UserError("the dense model of this quantized one is not known.", "Start with recover start=zero.")
+    conv1d = adapter_for(checkpoint.config).modules.conv1d
+    paths = linear_paths(checkpoint.config)
+    rms = input_rms(context.dense, paths, context, tokens) if tokens else {}
+    dense = context.dense.read
+    with context.progress.bar("adapters from the residual", len(paths)) as advance:
+        for path in paths:
+            layer = model.get_submodule(path)
+            weight = dense(f"{path}.weight")
+            residual = (weight.t() if conv1d else weight).float() - dequantized(layer.base_layer)
+            a, b = low_rank(residual, layer.r["default"], rms.get(path))
+            with torch.no_grad():
+                layer.lora_A["default"].weight.copy_(a / layer.scaling["default"])
+                layer.lora_B["default"].weight.copy_(b)
+            advance(1)
+
+
+def write_adapters(adapted: Any, base: Checkpoint, context: Context) -> Checkpoint:
+    """Base and adapter in one folder, as transformers and peft read them; adapters in bf16."""
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    part = context.folder / "adapter.part"
+    with quiet_transformers():
+        adapted.save_pretrained(part, safe_serialization=True)
+    (part / ADAPTER_WEIGHTS).rename(context.folder / ADAPTER_WEIGHTS)
+    # peft writes sets in hash order and the path of this machine
+    values = json.loads((part / ADAPTER_CONFIG).read_text())
+    values |= {"base_model_name_or_path": None, "target_modules": sorted(values["target_modules"])}
+    (context.folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(part)
+    for file in base.weight_files():
+        shutil.copyfile(file, context.folder / file.name)
+    base.copy_sidecars(context.folder)
+    write_config(context.folder, base.config)
+    return Checkpoint(context.folder, base.traits | {ADAPTER}, base.name)

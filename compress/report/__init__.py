@@ -1,0 +1,1 @@
+"""Tells what a run did: `report.json`, `report.md`, `report.html`, a table in the terminal, a card in each artifact."""

@@ -1,0 +1,29 @@
+"""The last thing on the screen: one table, and where everything is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress.report import format as form
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print to standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=f"{report['pipeline']}: {report['model']['name']}", title_justify="left", box=None, pad_edge=False)
+    for column, name in enumerate(form.HEADER):
+        table.add_column(name, justify="left" if column == 0 else "right", no_wrap=True)
+    for cells in form.main_table(report):
+        table.add_row(*cells)
+    console.print()
+    console.print(table)
+    console.print()
+    for sentence in [*form.fractions(report), *form.speeds(report)]:
+        console.print(sentence)
+    for artifact, sentence in zip(report["artifacts"], form.verdicts(report), strict=True):
+        console.print(sentence, style="" if artifact["verified"] else "bold red")
+    console.print(f"Took {form.duration(report['seconds'])}. Everything is in {report['output']}", soft_wrap=True)

@@ -1,0 +1,84 @@
+"""From a folder to a model that computes: dense, NF4 or INT8, with or without an adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compress.runtime.four_bit import keep_four_bit_exact
+from compress.runtime.int8 import Int8Linear
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no advice from transformers: progress is ours to show."""
+    from transformers.utils import logging as hf
+
+    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    # bitsandbytes says once per process that an optional package would speed it up
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf.set_verbosity(verbosity)
+        logger.setLevel(level)
+        if bars:
+            hf.enable_progress_bar()
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", plain: bool = False
+) -> Any:
+    """The model of a checkpoint folder, in evaluation mode, on our kernels where there are any.
+
+    Args:
+        folder: Hugging Face layout; an adapter beside the base is applied.
+        dtype: of the dense tensors; as stored by default.
+        device: where to.
+        plain: exactly as `from_pretrained` gives it, without our kernels.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", device_map={"": str(device)}, attn_implementation="sdpa"
+        )
+    if not plain:
+        keep_four_bit_exact(model)
+        use_int8_kernels(model)
+    return model.eval()
+
+
+def use_int8_kernels(model: nn.Module) -> None:
+    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer: the same codes and scales, computed by
+    `torch._int_mm` without the detour through fp16."""
+    if "bitsandbytes" not in sys.modules:
+        return
+    from bitsandbytes.nn import Linear8bitLt
+
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear8bitLt)]
+    for name, module in found:
+        weight: Any = module.weight
+        absmax = weight.SCB if weight.SCB is not None else module.state.SCB
+        bias = None if module.bias is None else module.bias.data
+        replace_module(model, name, Int8Linear(weight.data, absmax, bias))
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set the submodule at the dotted path `name`."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

@@ -1,0 +1,201 @@
+"""Is this folder a model to start from? Every way in which it is not gets one message.
+
+`check_folder` reads headers and small files only: milliseconds for any size, and neither torch nor transformers.
+`check_finite` and `weights_fingerprint` read all the weights, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoint import INDEX, tensor_digests, weights_key
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("compress")
+
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""Any one of these sets of files is a tokenizer of the families supported."""
+
+MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format itself."""
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not a whole, dense, supported Hugging Face model.
+
+    Raises:
+        UserError: it is missing or no folder; config.json is missing, broken, of an unsupported architecture or of a
+            quantized model; weights are missing, pickled, damaged or short of a shard; there is no tokenizer.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"The model folder {folder} {what}.", "Give a Hugging Face model folder: model.path=DIR_OR_ID.")
+    config = _read_config(folder)
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown method")
+        raise UserError(
+            f"The model in {folder} is already quantized ({method}); compress starts from a dense checkpoint.",
+            "Give the model it was made from: model.path=DIR_OR_ID.",
+        )
+    _check_architecture(config)
+    for file in weight_files(folder):
+        _check_safetensors(file)
+    if not any(all((folder / name).is_file() for name in names) for names in TOKENIZERS):
+        raise UserError(
+            f"{folder} has no tokenizer (tokenizer.json, tokenizer.model, or vocab.json with merges.txt).",
+            "Copy these files from where the model came from: AutoTokenizer.from_pretrained(ID).save_pretrained(DIR).",
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files transformers would load from `folder`, sorted by name.
+
+    Raises:
+        UserError: there are none, only pickles, or fewer than the index names.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        return _indexed(folder)
+    if found := sorted(file.name for pattern in PICKLES for file in folder.glob(pattern)):
+        raise UserError(
+            f"The weights in {folder} are pickled ({found[0]}); opening a pickle can run any code, so it is refused.",
+            "Convert them to safetensors where you trust them: AutoModelForCausalLM.from_pretrained(DIR)"
+            ".save_pretrained(NEW_DIR).",
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    beside = f" (it has {', '.join(others[:3])}, which is something else)" if others else ""
+    raise UserError(
+        f"There are no weights in {folder}: neither {SINGLE} nor {INDEX}{beside}.",
+        "Give a folder with safetensors weights: model.path=DIR_OR_ID. A repository with only *.bin weights has to be "
+        "converted to safetensors first.",
+    )
+
+
+def check_finite(folder: Path) -> None:
+    """Refuse weights with NaN or infinite values. Reads everything, one tensor in memory at a time.
+
+    Raises:
+        UserError: naming the first such tensor.
+    """
+    import torch
+
+    logger.info("Checking the weights in %s for NaN and Inf", folder)
+    for name, tensor in _tensors(folder):
+        if not tensor.numel() or not tensor.is_floating_point():
+            continue
+        # the extremes are enough: aminmax passes a NaN on, and takes no memory
+        lowest, highest = tensor.aminmax()
+        if not (torch.isfinite(lowest) and torch.isfinite(highest)):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise UserError(
+                f"Tensor {name} in {folder} holds {count} NaN or infinite values of {tensor.numel()}.",
+                "The checkpoint is damaged or its training diverged: give another one, model.path=DIR_OR_ID.",
+            )
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Sha256 over the names, types, shapes and bytes of all tensors, however they are spread over files."""
+    logger.info("Hashing the weights in %s", folder)
+    return weights_key(tensor_digests(folder))
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                yield name, opened.get_tensor(name)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        adapter = (
+            " It is a PEFT adapter: merge it into its base model." if (folder / "adapter_config.json").is_file() else ""
+        )
+        raise UserError(
+            f"{folder} is not a Hugging Face model folder: it has no config.json.{adapter}",
+            "Give a folder with config.json, *.safetensors and a tokenizer: model.path=DIR_OR_ID.",
+        )
+    values = _read_object(file)
+    if "model_type" not in values:
+        raise UserError(f"{file} names no model_type.", "Give the config.json that came with the model.")
+    return values
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not valid JSON: {error}.", "Fetch it again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is not a JSON object.", "Fetch it again.")
+    return values
+
+
+def _check_architecture(config: dict[str, Any]) -> None:
+    from compress.arch import adapter_for
+
+    # the type alone decides; a transformers config would cost seconds of imports
+    adapter_for(SimpleNamespace(model_type=config["model_type"]))
+
+
+def _indexed(folder: Path) -> list[Path]:
+    weight_map = _read_object(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / INDEX} has no weight_map.", "Fetch it again.")
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the {len(names)} weight files its index names: {', '.join(missing[:3])}"
+            f"{' ...' if len(missing) > 3 else ''}.",
+            "Fetch the missing files; a download was probably interrupted.",
+        )
+    for name in names:
+        present = _check_safetensors(folder / name)
+        absent = sorted(tensor for tensor, file in weight_map.items() if file == name and tensor not in present)
+        if absent:
+            raise UserError(
+                f"{folder / name} does not hold tensor {absent[0]}, which the index says it does.", "Fetch both again."
+            )
+    return [folder / name for name in names]
+
+
+def _check_safetensors(file: Path) -> dict[str, Any]:
+    """The header of a whole safetensors file; the format has no checksum, so this is all its size can tell."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header_bytes = int.from_bytes(opened.read(8), "little")
+        if size < 8 or header_bytes > min(size - 8, MAX_HEADER_BYTES):
+            raise _damaged(file, f"its header says it is {header_bytes:,} bytes long, the whole file has {size:,}")
+        try:
+            header = json.loads(opened.read(header_bytes))
+            header.pop("__metadata__", None)
+            payload = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            raise _damaged(file, "its header is not what safetensors writes") from error
+    expected = 8 + header_bytes + payload
+    if expected != size:
+        raise _damaged(file, f"it has {size:,} bytes, its header says {expected:,}")
+    if not header:
+        raise _damaged(file, "it holds no tensor")
+    return dict(header)
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(
+        f"{file} is truncated or damaged: {why}.", "Fetch it again; the download was probably interrupted."
+    )

@@ -1,0 +1,1 @@
+"""Training, once for all: healing after pruning, QAT and QLoRA recovery share this module, trainer and resume."""

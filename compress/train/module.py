@@ -1,0 +1,105 @@
+"""One Lightning module for every stage that trains: a student of which some parameters train, and a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from compress.train.optimizer import make_optimizer
+from compress.train.settings import Training, rate_at
+
+if TYPE_CHECKING:
+    from compress_kernels import FusedLoss
+
+Loss = Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor, Tensor], "FusedLoss"]
+
+
+def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
+    """Hidden states before the head, [batch, length, width]: logits of the whole vocabulary are never made.
+
+    Windows are padded on the right, where causal attention never looks, so no mask is needed.
+    """
+    decoder: Any = model.base_model
+    hidden: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def head_weight(model: Any) -> Tensor:
+    """Output embedding [vocab, width]."""
+    weight: Tensor = model.get_output_embeddings().weight
+    return weight
+
+
+class Distillation(lightning.LightningModule):
+    """Trains what requires a gradient in `student` to match `teacher`.
+
+    The teacher stays outside the module tree: it is no part of a checkpoint. Both run in evaluation mode, since dropout
+    would be noise on a target that is known exactly.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, loss: Loss, settings: Training, steps: int) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = (teacher,)
+        self.loss = loss
+        self.settings = settings
+        self.steps = steps
+        self.curve: list[dict[str, float]] = []
+        self._sums = torch.zeros(3)
+
+    def on_train_start(self) -> None:
+        """Dropout off, teacher where the student is."""
+        self.eval()
+        self._teacher[0].to(self.device).requires_grad_(False).eval()
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        """Loss of one micro-batch: `ids` [batch, length] and `lengths` [batch]."""
+        ids, lengths = batch["ids"].long(), batch["lengths"]
+        with torch.no_grad():
+            teacher = last_hidden(self._teacher[0], ids), head_weight(self._teacher[0])
+        student = last_hidden(self.student, ids), head_weight(self.student)
+        scored = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+        loss = self.loss(student, teacher, ids, scored)
+        self._sums += torch.tensor([float(loss.total.detach()), float(loss.kl), float(loss.ce)])
+        if (index + 1) % self.settings.accumulate == 0:
+            mean = (self._sums / self.settings.accumulate).tolist()
+            self.curve.append({"loss": mean[0], "kl": mean[1], "ce": mean[2], "rate": self._rate()})
+            self._sums.zero_()
+        return loss.total
+
+    def _rate(self) -> float:
+        return self.settings.rate * rate_at(self.global_step, self.steps, self.settings)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer of the settings, its rate set before every step."""
+        optimizer = make_optimizer(self.settings.optimizer, self.student.parameters(), self.settings.rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.steps, self.settings))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the whole norm. bf16 needs no loss scale, so fused optimizers, which Lightning refuses, are right."""
+        del gradient_clip_algorithm
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the curve and the random state; of the weights only those that train."""
+        training = {name for name, p in self.student.named_parameters(prefix="student") if p.requires_grad}
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in training}
+        checkpoint["curve"] = self.curve
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where the checkpoint was made."""
+        self.curve = list(checkpoint["curve"])
+        torch.set_rng_state(checkpoint["random_state"])

@@ -1,0 +1,62 @@
+"""Makes the optimizer a config names, and nothing else: a config that could name any callable is code execution."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+ALLOWED_PACKAGES = ("torch.optim", "bitsandbytes.optim")
+
+
+def make_optimizer(
+    spec: Mapping[str, Any], parameters: Iterable[torch.nn.Parameter], rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer of `spec` over `parameters`.
+
+    Args:
+        spec: `_target_` is the full name of an optimizer class in torch.optim or bitsandbytes.optim, the rest its
+            keyword arguments.
+        parameters: what trains.
+        rate: peak learning rate.
+
+    Raises:
+        UserError: the name is not an optimizer of an allowed package, or it refuses the arguments.
+    """
+    import torch
+
+    arguments = {key: value for key, value in spec.items() if key != "_target_"}
+    kind = _find_class(str(spec.get("_target_", "")))
+    if issubclass(kind, torch.optim.AdamW) and "fused" not in arguments:
+        arguments["fused"] = True  # one pass over the state instead of seven
+    try:
+        optimizer = kind([p for p in parameters if p.requires_grad], lr=rate, **arguments)
+    except TypeError as error:
+        raise UserError(f"optimizer {spec['_target_']} refuses its arguments: {error}.") from error
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def _find_class(target: str) -> Any:
+    import torch
+
+    hint = f"Give _target_ as a class of {' or '.join(ALLOWED_PACKAGES)}, such as torch.optim.AdamW."
+    module_name, _, name = target.rpartition(".")
+    if not any(module_name == p or module_name.startswith(p + ".") for p in ALLOWED_PACKAGES):
+        raise UserError(f"optimizer {target!r} is not on the list of allowed packages.", hint)
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"there is no optimizer {target!r}.", hint) from error
+    # a name can be re-exported from anywhere: what counts is where the class itself comes from
+    origin = getattr(found, "__module__", "")
+    allowed = inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) and origin.startswith(ALLOWED_PACKAGES)
+    if not allowed:
+        raise UserError(f"{target!r} is not an optimizer.", hint)
+    return found

@@ -1,0 +1,68 @@
+"""Progress of a training run that survives a kill: saved whole or not at all, checked by hash when read."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from compress.store import file_digest, sync_folder
+
+OVERHEAD = 0.1
+"""Saving may take this fraction of the time."""
+LONGEST = 55.0
+"""Seconds of training a kill may cost."""
+
+
+def saved_progress(scratch: Path) -> Path | None:
+    """The newest whole checkpoint in `scratch` (its name holds its hash: Lightning's own save has lost data silently)."""
+    files = sorted(scratch.glob("progress-*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return next((file for file in files if file_digest(file) == file.stem.removeprefix("progress-")), None)
+
+
+class SaveProgress(Callback):
+    """Saves every `seconds`, or as seldom as keeps the cost below a tenth of the time.
+
+    What is saved does not depend on when: the weights at the end are the same however often this happens.
+    """
+
+    def __init__(self, scratch: Path, seconds: float) -> None:
+        self.scratch = scratch
+        self.seconds = seconds
+        self.cost = 0.0
+        self.last = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """The clock starts."""
+        self.last = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time and a whole optimizer step has just been made."""
+        if not self.seconds or trainer.global_step >= trainer.max_steps:
+            return
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        wait = min(max(self.seconds, self.cost / OVERHEAD), max(LONGEST, self.cost / OVERHEAD))
+        if time.monotonic() - self.last >= wait:
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        begin = time.monotonic()
+        part = self.scratch / "progress.part"
+        trainer.save_checkpoint(part)
+        with part.open("rb") as opened:
+            os.fsync(opened.fileno())
+        final = self.scratch / f"progress-{file_digest(part)}.ckpt"
+        part.replace(final)
+        sync_folder(self.scratch)
+        for older in self.scratch.glob("progress-*.ckpt"):
+            if older != final:
+                older.unlink()
+        self.last = time.monotonic()
+        self.cost = self.last - begin

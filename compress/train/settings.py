@@ -1,0 +1,90 @@
+"""The settings of one training stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from compress.errors import UserError
+
+
+class Precision(str, Enum):
+    """Arithmetic of the forward and backward pass; weights and optimizer state stay fp32."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Schedule(str, Enum):
+    """How the rate falls after warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+@dataclass
+class Training:
+    """One training run. Budgets are in tokens, so that they mean the same for every batch and length."""
+
+    tokens: int = 60_000
+    """Training tokens in all."""
+    length: int = 256
+    """Tokens per window."""
+    batch: int = 4
+    """Windows per optimizer step."""
+    accumulate: int = 1
+    """Micro-batches a step is computed in; must divide `batch`. More of them need less memory."""
+    rate: float = 3e-4
+    """Peak learning rate."""
+    warmup: float = 0.1
+    """Fraction of the steps in which the rate rises from zero."""
+    final_rate: float = 0.0
+    """Rate at the end, as a fraction of the peak."""
+    schedule: Schedule = Schedule.cosine
+    clip: float = 1.0
+    """Largest norm of the whole gradient."""
+    precision: Precision = Precision.auto
+    optimizer: dict[str, Any] = field(
+        default_factory=lambda: {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.95], "weight_decay": 0.0}
+    )
+    """Any optimizer of torch.optim or bitsandbytes.optim by its full name, with its arguments."""
+    checkpoint_seconds: float = 30.0
+    """Progress is saved this often (less often if saving would cost over a tenth of the time); 0 for never."""
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "length", "batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        if self.batch % self.accumulate:
+            raise UserError(f"train.accumulate={self.accumulate} does not divide train.batch={self.batch}.")
+        if self.length < 8:
+            raise UserError(f"train.length={self.length} is too short to learn from.", "Give at least 8 tokens.")
+        if not self.rate > 0:
+            raise UserError(f"train.rate={self.rate} must be above zero.")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"train.warmup={self.warmup} is the fraction of steps spent warming up: from 0 to below 1.")
+        if not 0 <= self.final_rate <= 1:
+            raise UserError(f"train.final_rate={self.final_rate} is a fraction of the peak rate: from 0 to 1.")
+        if not self.clip > 0:
+            raise UserError(f"train.clip={self.clip} must be above zero.")
+        if self.checkpoint_seconds < 0:
+            raise UserError(f"train.checkpoint_seconds={self.checkpoint_seconds} must not be negative.")
+
+
+def rate_at(step: int, steps: int, settings: Training) -> float:
+    """Factor on the peak rate for optimizer step `step` (from 0) of `steps`."""
+    import math
+
+    rising = round(settings.warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = (step - rising) / max(1, steps - rising)
+    fall = {
+        Schedule.cosine: 0.5 * (1 + math.cos(math.pi * done)),
+        Schedule.linear: 1 - done,
+        Schedule.constant: 1.0,
+    }[settings.schedule]
+    return settings.final_rate + (1 - settings.final_rate) * fall

@@ -1,0 +1,51 @@
+"""Loads what a training stage needs and writes what it made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.checkpoint import Checkpoint, TensorWriter, write_config
+from compress.data.windows import training_windows
+from compress.runtime.loading import load_model
+
+if TYPE_CHECKING:
+    from compress.data.windows import Windows
+    from compress.stage import Context
+    from compress.train.settings import Training
+
+
+def load_teacher(context: Context) -> Any:
+    """The original model, frozen."""
+    return load_model(context.original.folder, device=context.fabric.device).requires_grad_(False)
+
+
+def load_student(checkpoint: Checkpoint, context: Context) -> Any:
+    """The checkpoint as fp32 master weights, all of them training: a bf16 weight would swallow small updates."""
+    model = load_model(checkpoint.folder, dtype=torch.float32, device=context.fabric.device)
+    return model.requires_grad_(True)
+
+
+def windows_for(settings: Training, context: Context) -> Windows:
+    """The training text in windows."""
+    context.progress.say(f"reading {settings.tokens:,} training tokens of {context.corpus.name}")
+    return training_windows(
+        context.corpus.train,
+        context.original.tokenizer(),
+        length=settings.length,
+        tokens=settings.tokens,
+        seed=context.seed,
+    )
+
+
+def write_dense(model: Any, source: Checkpoint, context: Context) -> Checkpoint:
+    """Write a trained dense model with the names, types and sidecars of the checkpoint it came from."""
+    state = model.state_dict()
+    writer = TensorWriter(context.folder)
+    for name, tensor in source.tensors():
+        writer.add(name, state[name].detach().to("cpu", tensor.dtype))
+    writer.close()
+    source.copy_sidecars(context.folder)
+    write_config(context.folder, source.config)
+    return Checkpoint(context.folder, source.traits, source.name)

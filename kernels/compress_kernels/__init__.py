@@ -1,0 +1,28 @@
+"""Fast operations for model compression, each in plain torch, C and Triton. See kernels/README.md."""
+
+from compress_kernels.backend import backend_name
+from compress_kernels.blockwise4bit import (
+    Blockwise4bit,
+    dequantize_4bit,
+    effective_absmax,
+    encode_4bit,
+    quantize_4bit,
+)
+from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
+from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+
+__all__ = [
+    "DYNAMIC_CODE",
+    "FP4_CODE",
+    "NF4_CODE",
+    "Blockwise4bit",
+    "Divergence",
+    "FusedLoss",
+    "backend_name",
+    "dequantize_4bit",
+    "divergence",
+    "effective_absmax",
+    "encode_4bit",
+    "fused_kl",
+    "quantize_4bit",
+]

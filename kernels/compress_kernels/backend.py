@@ -1,0 +1,91 @@
+"""Which implementation runs: the explicit table of backends and the rule that picks one for a device.
+
+`COMPRESS_KERNELS=reference|cpu|triton` forces one. Otherwise a CUDA tensor gets Triton, and a CPU tensor gets the C
+kernels if a C compiler is found, else the plain torch reference with one warning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from functools import cache
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from compress_kernels.native import CompilerMissingError, load_library
+from compress_kernels.rows import RowRequest, RowResult
+
+BACKENDS: dict[str, str] = {
+    "reference": "compress_kernels.reference",
+    "cpu": "compress_kernels.cpu",
+    "triton": "compress_kernels.triton_backend",
+}
+ENVIRONMENT = "COMPRESS_KERNELS"
+
+
+class Backend(Protocol):
+    """What each backend module offers; reference.py says what each function does. Tensors are contiguous."""
+
+    def quantize_4bit(self, weights: Tensor, block: int, kind: str) -> tuple[Tensor, Tensor]:
+        """Codes and block scales."""
+        ...
+
+    def encode_4bit(self, weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tensor:
+        """Codes for given scales."""
+        ...
+
+    def dequantize_4bit(
+        self, codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype
+    ) -> Tensor:
+        """Flat weights."""
+        ...
+
+    def quantize_absmax(self, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """8-bit codes and nested scales."""
+        ...
+
+    def dequantize_absmax(self, codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+        """Effective block scales."""
+        ...
+
+    def divergence_rows(self, request: RowRequest) -> RowResult:
+        """Divergence, likelihoods and gradient of one chunk."""
+        ...
+
+
+@cache
+def _cpu_choice() -> str:
+    try:
+        load_library()
+    except CompilerMissingError as error:
+        warnings.warn(f"compress_kernels: {error}; using the slower plain torch reference", stacklevel=2)
+        return "reference"
+    return "cpu"
+
+
+def backend_name(device: torch.device | str) -> str:
+    """The backend that operations on `device` use: "reference", "cpu" or "triton". Part of cache keys.
+
+    Raises ValueError if COMPRESS_KERNELS names an unknown backend or one that cannot run on `device`.
+    """
+    kind = torch.device(device).type
+    forced = os.environ.get(ENVIRONMENT, "")
+    if forced:
+        if forced not in BACKENDS:
+            raise ValueError(f"{ENVIRONMENT}={forced!r} is no backend: set one of {', '.join(BACKENDS)}, or unset it")
+        if forced == "cpu" and kind != "cpu":
+            raise ValueError(f"{ENVIRONMENT}=cpu cannot run on a {kind} tensor: unset it, or set triton or reference")
+        if forced == "triton" and kind == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(f"{ENVIRONMENT}=triton needs CUDA tensors, or TRITON_INTERPRET=1 on a CPU")
+        return forced
+    if kind == "cuda":
+        return "triton"
+    return _cpu_choice() if kind == "cpu" else "reference"
+
+
+def backend(device: torch.device) -> Backend:
+    """The module that implements the operations on `device`; Triton is imported only here."""
+    return cast(Backend, importlib.import_module(BACKENDS[backend_name(device)]))

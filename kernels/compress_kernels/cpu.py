@@ -1,0 +1,138 @@
+"""The C backend: thin ctypes calls into csrc/. Results are specified by reference.py."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.native import load_library
+from compress_kernels.rows import RowRequest, RowResult
+
+_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
+_forced_level: list[int] = []  # empty, or the one level that force_level asked for
+
+
+def force_level(name: str | None) -> None:
+    """Use one instruction set ("portable", "avx2", "avx512"), or the processor's best again with None.
+
+    For tests and benchmarks. Raises ValueError if the processor cannot run it.
+    """
+    best = int(load_library().ck_cpu_level())
+    if name is not None and (name not in _LEVELS or _LEVELS[name] > best):
+        usable = ", ".join(level for level, rank in _LEVELS.items() if rank <= best)
+        raise ValueError(f"instruction set {name!r} is not usable here: expected one of {usable}")
+    _forced_level[:] = [] if name is None else [_LEVELS[name]]
+
+
+def _level() -> ctypes.c_int:
+    return ctypes.c_int(_forced_level[0] if _forced_level else int(load_library().ck_cpu_level()))
+
+
+def _threads() -> ctypes.c_int:
+    return ctypes.c_int(torch.get_num_threads())
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _quantize(weights: Tensor, given: Tensor | None, measured: Tensor | None, block: int, kind: str) -> Tensor:
+    table = code_table(kind, weights.device)
+    codes = torch.empty((weights.numel() + 1) // 2, dtype=torch.uint8)
+    load_library().ck_quantize_4bit(
+        _pointer(weights),
+        ctypes.c_int(_DTYPES[weights.dtype]),
+        ctypes.c_int64(weights.numel()),
+        ctypes.c_int64(block),
+        _pointer(table.bounds),
+        _pointer(table.order),
+        _pointer(given),
+        _pointer(measured),
+        _pointer(codes),
+        _threads(),
+        _level(),
+    )
+    return codes
+
+
+def quantize_4bit(weights: Tensor, block: int, kind: str) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_4bit."""
+    absmax = torch.empty(-(-weights.numel() // block), dtype=torch.float32)
+    return _quantize(weights, None, absmax, block, kind), absmax
+
+
+def encode_4bit(weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tensor:
+    """See reference.encode_4bit."""
+    return _quantize(weights, absmax, None, block, kind)
+
+
+def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype) -> Tensor:
+    """See reference.dequantize_4bit."""
+    out = torch.empty(count, dtype=dtype)
+    load_library().ck_dequantize_4bit(
+        _pointer(codes),
+        _pointer(absmax),
+        _pointer(code_table(kind, codes.device).values),
+        _pointer(out),
+        ctypes.c_int(_DTYPES[dtype]),
+        ctypes.c_int64(count),
+        ctypes.c_int64(block),
+        _threads(),
+        _level(),
+    )
+    return out
+
+
+def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_absmax."""
+    codes = torch.empty(residual.numel(), dtype=torch.uint8)
+    nested = torch.empty(-(-residual.numel() // NESTED_BLOCK), dtype=torch.float32)
+    lookup = dynamic_lookup(residual.device)
+    count = ctypes.c_int64(residual.numel())
+    load_library().ck_quantize_absmax(_pointer(residual), count, _pointer(lookup), _pointer(codes), _pointer(nested))
+    return codes, nested
+
+
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+    """See reference.dequantize_absmax."""
+    absmax = torch.empty(codes.numel(), dtype=torch.float32)
+    load_library().ck_dequantize_absmax(
+        _pointer(codes),
+        _pointer(nested_absmax),
+        _pointer(dynamic_code(codes.device)),
+        ctypes.c_float(float(offset)),
+        ctypes.c_int64(codes.numel()),
+        _pointer(absmax),
+    )
+    return absmax
+
+
+def divergence_rows(request: RowRequest) -> RowResult:
+    """See reference.divergence_rows."""
+    rows, vocab = request.student.shape
+    kl, nll_student, nll_teacher = (torch.empty(rows, dtype=torch.float32) for _ in range(3))
+    top1 = torch.zeros(rows, dtype=torch.uint8)
+    load_library().ck_divergence_rows(
+        _pointer(request.student),
+        ctypes.c_int(_DTYPES[request.student.dtype]),
+        _pointer(request.teacher),
+        ctypes.c_int(_DTYPES[request.teacher.dtype]),
+        _pointer(request.labels),
+        ctypes.c_int64(rows),
+        ctypes.c_int64(vocab),
+        ctypes.c_float(request.temperature),
+        ctypes.c_float(request.kl_scale),
+        ctypes.c_float(request.ce_scale),
+        ctypes.c_int(request.want_gradient),
+        _pointer(kl),
+        _pointer(nll_student),
+        _pointer(nll_teacher),
+        _pointer(top1 if request.want_top1 else None),
+        _threads(),
+        _level(),
+    )
+    return RowResult(kl, nll_student, nll_teacher, top1.bool())

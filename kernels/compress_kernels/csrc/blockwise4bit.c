@@ -1,0 +1,166 @@
+/* Blockwise 4-bit quantization (NF4, FP4) with the bits of bitsandbytes' CPU path.
+ *
+ * Per block of B weights: a = max|w|, r = 1 / max(a, 1e-38), code = number of bounds b_k with not (w * r <= b_k).
+ * NaN therefore lands in the last bin, as torch.bucketize puts it there. A last, incomplete block divides by a instead of
+ * multiplying by r, and stores max(a, 1e-38): bitsandbytes does so, and the bits must match. All products are rounded once
+ * (this file is compiled with -ffp-contract=off).
+ *
+ * Bytes per weight: 2 (bf16) in, 0.5 + 4/B out; about one vector operation per weight and 16 lanes, so memory sets the pace.
+ */
+#include <math.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "parallel.h"
+
+enum { F32 = 0, BF16 = 1, F16 = 2 };
+
+static const float ABSMAX_FLOOR = 1e-38f;
+
+typedef struct {
+    const void *weights;
+    const float *bounds;   /* 15, ascending */
+    const uint8_t *order;  /* 16: position on the sorted axis -> code */
+    const float *given;    /* absmax to encode for, or NULL to measure it */
+    float *absmax;         /* measured absmax out, or NULL */
+    uint8_t *codes;
+    int64_t count, block;
+    int dtype;
+} quantize_job;
+
+typedef struct {
+    const uint8_t *codes;
+    const float *absmax;
+    const float *table; /* 16, by code */
+    void *out;
+    int64_t count, block;
+    int dtype;
+} dequantize_job;
+
+static inline uint32_t bits_of(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+
+static inline float float_of(uint32_t u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static inline float half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
+    if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa << 13));
+    if (exponent) return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
+    float magnitude = (float)mantissa * 0x1p-24f;
+    return float_of(sign | bits_of(magnitude));
+}
+
+static inline uint16_t float_to_half(float x) {
+    uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
+    if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    /* Below 2^-14 the sum's last place is 2^-24, the step of a subnormal half, so the addition itself rounds. */
+    if (magnitude < 0x38800000) return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
+    uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
+    return (uint16_t)(sign | (rounded >> 13));
+}
+
+static inline uint16_t float_to_bfloat(float x) {
+    uint32_t u = bits_of(x);
+    if ((u & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+static inline float load_weight(const void *weights, int dtype, int64_t i) {
+    if (dtype == F32) return ((const float *)weights)[i];
+    uint16_t h = ((const uint16_t *)weights)[i];
+    return dtype == BF16 ? float_of((uint32_t)h << 16) : half_to_float(h);
+}
+
+/* The scale divides with its sign: an effective absmax (offset + residual) can come out slightly negative. */
+static inline float divisor_of(float absmax) {
+    float magnitude = fabsf(absmax);
+    if (magnitude < ABSMAX_FLOOR) magnitude = ABSMAX_FLOOR;
+    return copysignf(magnitude, absmax);
+}
+
+#define TARGET
+#define NAME(x) x##_portable
+#include "blockwise4bit_loop.h"
+#undef TARGET
+#undef NAME
+
+#if defined(__x86_64__)
+#define TARGET __attribute__((target("avx2")))
+#define NAME(x) x##_avx2
+#include "blockwise4bit_loop.h"
+#undef TARGET
+#undef NAME
+#include "blockwise4bit_avx512.h"
+#endif
+
+typedef void (*blocks_fn)(void *job, int64_t begin, int64_t end);
+
+/* level: 0 portable, 1 AVX2, 2 AVX-512; the caller asks for the best with ck_cpu_level(), tests ask for each. */
+EXPORT int ck_cpu_level(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+EXPORT void ck_quantize_4bit(const void *weights, int dtype, int64_t count, int64_t block, const float *bounds,
+                             const uint8_t *order, const float *given, float *absmax, uint8_t *codes, int threads,
+                             int level) {
+    quantize_job job = {weights, bounds, order, given, absmax, codes, count, block, dtype};
+    blocks_fn fn = quantize_blocks_portable;
+#if defined(__x86_64__)
+    if (level == 1) fn = quantize_blocks_avx2;
+    if (level == 2) fn = quantize_blocks_avx512;
+#endif
+    prefer_huge_pages(codes, count / 2);
+    parallel_range((count + block - 1) / block, 65536 / block, threads, fn, &job);
+}
+
+EXPORT void ck_dequantize_4bit(const uint8_t *codes, const float *absmax, const float *table, void *out, int dtype,
+                               int64_t count, int64_t block, int threads, int level) {
+    dequantize_job job = {codes, absmax, table, out, count, block, dtype};
+    blocks_fn fn = dequantize_blocks_portable;
+#if defined(__x86_64__)
+    if (level == 1) fn = dequantize_blocks_avx2;
+    if (level == 2) fn = dequantize_blocks_avx512;
+#endif
+    prefer_huge_pages(out, count * (dtype == F32 ? 4 : 2));
+    parallel_range((count + block - 1) / block, 262144 / block, threads, fn, &job);
+}
+
+/* The second level of double quantization: 8-bit codes of (absmax - offset), blocks of 256, no rounding beyond
+ * bitsandbytes' own: the value is placed on a grid of 65,536 points, and `lut` holds the nearest code of each. */
+EXPORT void ck_quantize_absmax(const float *residual, int64_t count, const uint8_t *lut, uint8_t *codes, float *nested) {
+    for (int64_t begin = 0; begin < count; begin += 256) {
+        int64_t end = begin + 256 < count ? begin + 256 : count;
+        float largest = 0.0f;
+        for (int64_t i = begin; i < end; i++) {
+            float magnitude = fabsf(residual[i]);
+            if (magnitude > largest) largest = magnitude; /* NaN is passed over here, as bitsandbytes does */
+        }
+        nested[begin / 256] = largest;
+        float inverse = 1.0f / largest;
+        for (int64_t i = begin; i < end; i++) {
+            float x = residual[i] * inverse; /* NaN in a block of zeros, which gets code 0 */
+            x = x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
+            codes[i] = x == x ? lut[(uint32_t)((x + 1.0f) * 0.5f * 65535.0f + 0.5f)] : 0;
+        }
+    }
+}
+
+EXPORT void ck_dequantize_absmax(const uint8_t *codes, const float *nested, const float *table, float offset,
+                                 int64_t count, float *absmax) {
+    for (int64_t i = 0; i < count; i++) absmax[i] = table[codes[i]] * nested[i / 256] + offset;
+}

@@ -1,0 +1,239 @@
+"""The distillation loss on full logits, computed chunk by chunk with its gradient, straight from the hidden states.
+
+Hinton et al. (arXiv:1503.02531); the gradient taken in the forward pass follows Liger Kernel (Hsu et al.,
+arXiv:2410.10989). For a valid token with student logits s = W h, teacher logits t = U g (V entries each), temperature
+T and label y:
+
+    p = softmax(t/T)    q = softmax(s/T)    KL(p || q) = sum_v p_v (log p_v - log q_v)    CE = -log softmax(s)_y
+    total = mean over valid tokens of  kl * T^2 * KL(p || q) + ce * CE
+
+T^2 keeps the size of the gradient independent of T (the logits' gradient shrinks as 1/T^2). The gradient, with u =
+softmax(s):
+
+    d KL / d s = (q - p) / T      d CE / d s = u - onehot(y)      =>  G = kl T (q - p) + ce (u - onehot(y))
+    d total / d h = W^T G / N     d total / d W = sum over tokens of G h^T / N          (N valid tokens)
+
+so no [T, V] tensor needs to live: a chunk of rows is projected, G replaces the student's logits in place, two
+products carry it on, and backward only multiplies by the incoming gradient and 1/N (late, so that fp16 does not
+underflow).
+
+Roofline at N tokens, width D: 8 N V D operations in four products (6 without the gradient to W), against 6 bytes of
+logit traffic per token and entry in the row pass (bf16, each logit read once and written once). At D = 576 the
+products are 768 operations per byte: compute bound, so the row pass only has to be fast enough not to show.
+
+Memory: WORKSPACE bytes for the two logit chunks plus casts and products in slices, besides the returned gradients.
+The head's gradient is summed over chunks in the head's own dtype: fp32 for an fp32 head (mixed precision), bf16 for a
+bf16 head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from compress_kernels.backend import backend
+from compress_kernels.chunks import accumulate, chunked_logits, pull_back
+from compress_kernels.rows import RowRequest
+
+
+class FusedLoss(NamedTuple):
+    """total: scalar that carries the gradient; kl, ce: detached means per valid token, kl without its weight and
+    T^2."""
+
+    total: Tensor
+    kl: Tensor
+    ce: Tensor
+
+
+class Divergence(NamedTuple):
+    """Per token [T]: fp32 KL(teacher || student) and negative log-likelihoods (0 where the label is ignored), and
+    whether the two models rank the same token first (bool)."""
+
+    kl: Tensor
+    nll_student: Tensor
+    nll_teacher: Tensor
+    top1_equal: Tensor
+
+
+@dataclass(frozen=True)
+class _Terms:
+    temperature: float
+    kl: float
+    ce: float
+    hidden_gradient: bool
+    head_gradient: bool
+
+
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _divergence_rows(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    temperature: float,
+    kl_scale: float,
+    ce_scale: float,
+    want_gradient: bool,
+    want_top1: bool,
+) -> _Rows:
+    request = RowRequest(student, teacher, labels, temperature, kl_scale, ce_scale, want_gradient, want_top1)
+    result = backend(student.device).divergence_rows(request)
+    return result.kl, result.nll_student, result.nll_teacher, result.top1_equal
+
+
+def _divergence_rows_fake(student: Tensor, *_: object) -> _Rows:
+    kl, nll_student, nll_teacher = (student.new_empty(student.shape[0], dtype=torch.float32) for _ in range(3))
+    return kl, nll_student, nll_teacher, student.new_empty(student.shape[0], dtype=torch.bool)
+
+
+torch.library.define(
+    "compress_kernels::divergence_rows",
+    "(Tensor(a!) student, Tensor teacher, Tensor? labels, float temperature, float kl_scale, float ce_scale, "
+    "bool want_gradient, bool want_top1) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.impl("compress_kernels::divergence_rows", ("cpu", "cuda"), _divergence_rows)
+torch.library.register_fake("compress_kernels::divergence_rows", _divergence_rows_fake)
+
+
+class _FusedKL(torch.autograd.Function):
+    """Sums over tokens forward; the gradients are made then and only scaled backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student_hidden: Tensor,
+        student_head: Tensor,
+        teacher_hidden: Tensor,
+        teacher_head: Tensor,
+        labels: Tensor | None,
+        terms: _Terms,
+    ) -> tuple[Tensor, Tensor]:
+        want = terms.hidden_gradient or terms.head_gradient
+        hidden_gradient = torch.empty_like(student_hidden) if terms.hidden_gradient else None
+        head_gradient = torch.zeros_like(student_head) if terms.head_gradient else None
+        kl, ce = (torch.zeros((), dtype=torch.float64, device=student_hidden.device) for _ in range(2))
+        scales = terms.temperature, terms.kl * terms.temperature**2, terms.ce
+        for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
+            chosen = None if labels is None else labels[chunk.tokens]
+            rows = torch.ops.compress_kernels.divergence_rows(
+                chunk.student, chunk.teacher, chosen, *scales, want, False
+            )
+            kl += rows[0].sum(dtype=torch.float64)
+            ce += rows[1].sum(dtype=torch.float64)
+            with torch.autocast(student_hidden.device.type, enabled=False):
+                if hidden_gradient is not None:
+                    hidden_gradient[chunk.tokens] = pull_back(chunk.student, student_head)
+                if head_gradient is not None:
+                    accumulate(chunk.student, chunk.hidden, head_gradient)
+        ctx.gradients = hidden_gradient, head_gradient
+        ctx.set_materialize_grads(False)
+        total = scales[1] * kl + terms.ce * ce
+        means = torch.stack([kl, ce]).float()
+        ctx.mark_non_differentiable(means)
+        return total.float(), means
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("fused_kl's gradient is made once, in its forward pass: call it again to backward again")
+        hidden_gradient, head_gradient = ctx.gradients
+        ctx.gradients = None  # lets autograd keep the buffers as .grad instead of copying them
+        if upstream[0] is None:
+            return (None,) * 6
+        for gradient in (hidden_gradient, head_gradient):
+            if gradient is not None:
+                gradient.mul_(upstream[0].to(gradient.device))
+        return hidden_gradient, head_gradient, None, None, None, None
+
+
+def _check(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> None:
+    for name, hidden, head in (("student", student_hidden, student_head), ("teacher", teacher_hidden, teacher_head)):
+        if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
+            shapes = f"{tuple(hidden.shape)} and {tuple(head.shape)}"
+            raise ValueError(f"{name} hidden states and head are {shapes}: expected [T, D] and [V, D]")
+    if student_hidden.shape[0] != teacher_hidden.shape[0]:
+        given = f"{student_hidden.shape[0]} and {teacher_hidden.shape[0]}"
+        raise ValueError(f"student and teacher have {given} tokens: expected the same tokens")
+    if student_head.shape[0] != teacher_head.shape[0]:
+        given = f"{student_head.shape[0]} and {teacher_head.shape[0]}"
+        raise ValueError(f"student and teacher heads have {given} rows: expected one vocabulary")
+
+
+def _check_tokens(name: str, given: Tensor | None, tokens: int) -> None:
+    if given is not None and given.shape != (tokens,):
+        raise ValueError(f"{name} has shape {tuple(given.shape)}: expected ({tokens},), one per token")
+
+
+def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five plain values
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    *,
+    labels: Tensor | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    kl: float = 1.0,
+    ce: float = 0.0,
+) -> FusedLoss:
+    """Mean over valid tokens of kl * temperature^2 * KL(teacher || student) + ce * CE(student, labels).
+
+    student_hidden: [T, Ds], student_head: [V, Ds], teacher_hidden: [T, Dt], teacher_head: [V, Dt], in bf16, fp16 or
+    fp32; labels: int64 [T], already shifted, -100 for a token to leave out; mask: bool or 0/1 [T]. A token is valid
+    if the mask keeps it and its label is not negative; with no valid token the loss is 0. The teacher is constant.
+    Gradients go to the student's hidden states and to its head, each if it requires one, for one backward pass.
+
+    Raises ValueError for shapes that do not fit, temperature <= 0, or ce without labels.
+    """
+    _check(student_hidden, student_head, teacher_hidden, teacher_head)
+    tokens = student_hidden.shape[0]
+    _check_tokens("labels", labels, tokens)
+    _check_tokens("mask", mask, tokens)
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}: expected a number above 0")
+    if labels is None and ce != 0:
+        raise ValueError(f"ce is {ce} but there are no labels: pass labels, or ce=0")
+    valid = torch.ones(tokens, dtype=torch.bool, device=student_hidden.device) if mask is None else mask.bool()
+    if labels is not None:
+        valid = valid & (labels >= 0)
+    if not bool(valid.all()):
+        index = valid.nonzero()[:, 0]
+        student_hidden, teacher_hidden = student_hidden[index], teacher_hidden[index]
+        labels = None if labels is None else labels[index]
+    graph = torch.is_grad_enabled()
+    terms = _Terms(temperature, kl, ce, graph and student_hidden.requires_grad, graph and student_head.requires_grad)
+    total, sums = _FusedKL.apply(  # type: ignore[no-untyped-call]
+        student_hidden, student_head, teacher_hidden.detach(), teacher_head.detach(), labels, terms
+    )
+    count = max(1, student_hidden.shape[0])
+    return FusedLoss(total / count, sums[0] / count, sums[1] / count)
+
+
+@torch.no_grad()
+def divergence(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    labels: Tensor,
+) -> Divergence:
+    """Per-token comparison of two models at temperature 1, in chunks, softmax in fp32.
+
+    Shapes and errors as fused_kl; a token with a negative label still gets its divergence.
+    """
+    _check(student_hidden, student_head, teacher_hidden, teacher_head)
+    _check_tokens("labels", labels, student_hidden.shape[0])
+    parts: list[_Rows] = []
+    for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
+        chosen = labels[chunk.tokens]
+        parts.append(
+            torch.ops.compress_kernels.divergence_rows(chunk.student, chunk.teacher, chosen, 1.0, 0.0, 0.0, False, True)
+        )
+    if not parts:
+        empty = student_hidden.new_empty(0, dtype=torch.float32)
+        return Divergence(empty, empty, empty, empty.bool())
+    return Divergence(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,109 @@
+"""The C library: compiled once with the system's compiler, cached, loaded through ctypes.
+
+No torch headers and no build-time dependency: a few files of plain C, built in seconds. The cache is
+`COMPRESS_CACHE`, else `$XDG_CACHE_HOME/compress`, else `~/.cache/compress`, in its `kernels/` folder; the file's name
+is a hash of the sources, the flags, the compiler and the processor architecture. A build goes to a temporary folder
+and is renamed into place, so processes that start at once may each build, and each loads a whole library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "csrc"
+COMMON_FLAGS = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-pthread",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
+UNITS: dict[str, tuple[str, ...]] = {
+    "parallel.c": (),
+    "blockwise4bit.c": ("-ffp-contract=off",),  # its bits must match bitsandbytes': every product is rounded
+    "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # -O2: its vectors are explicit
+}
+COMPILERS = ("cc", "gcc", "clang")
+
+
+class CompilerMissingError(RuntimeError):
+    """No C compiler that can build the kernels."""
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept."""
+    chosen = os.environ.get("COMPRESS_CACHE")
+    if chosen:
+        return Path(chosen) / "kernels"
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "compress" / "kernels"
+
+
+def find_compiler() -> str:
+    """The path of a C compiler: `CC` if set, else the first of cc, gcc, clang. Raises CompilerMissingError."""
+    chosen = os.environ.get("CC")
+    for name in (chosen,) if chosen else COMPILERS:
+        path = shutil.which(name)
+        if path:
+            return path
+    raise CompilerMissingError(f"no C compiler found (tried {chosen or ', '.join(COMPILERS)})")
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    except subprocess.CalledProcessError as error:
+        detail = (error.stderr or "").strip().splitlines()
+        reason = detail[0] if detail else f"status {error.returncode}"
+        raise CompilerMissingError(f"{command[0]} failed: {reason}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompilerMissingError(f"{command[0]} failed: {error}") from error
+    return done.stdout
+
+
+def _library_path(compiler: str) -> Path:
+    digest = hashlib.sha256()
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    identity = (COMMON_FLAGS, sorted(UNITS.items()), compiler, _run([compiler, "--version"]), platform.machine())
+    digest.update(repr(identity).encode())
+    return cache_folder() / f"compress_kernels-{digest.hexdigest()[:24]}.so"
+
+
+def build_library() -> Path:
+    """The compiled library's path, built now if the cache does not hold it. Raises CompilerMissingError."""
+    compiler = find_compiler()
+    target = _library_path(compiler)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
+        objects: list[str] = []
+        for unit, flags in UNITS.items():
+            objects.append(str(Path(folder) / f"{unit}.o"))
+            _run([compiler, *COMMON_FLAGS, *flags, "-c", str(SOURCES / unit), "-o", objects[-1]])
+        built = Path(folder) / "library.so"
+        _run([compiler, "-shared", "-pthread", *objects, "-o", str(built), "-lm"])
+        built.replace(target)
+    return target
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """The loaded library, told of torch's OpenMP runtime if the process has one. Raises CompilerMissingError."""
+    library = ctypes.CDLL(str(build_library()))
+    # torch loads its OpenMP runtime with global symbols; sharing it avoids a second pool fighting for the same cores.
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if parallel is not None:
+        library.ck_set_gomp_parallel(ctypes.cast(parallel, ctypes.c_void_p))
+    return library

@@ -1,0 +1,139 @@
+"""The specification of every operation in plain torch; also the backend where there is no compiler.
+
+Blockwise 4-bit follows bitsandbytes 0.50.2 on the CPU to the bit (`backends/default/ops.py` for the codes,
+`csrc/cpu_ops.cpp` for the nested 8-bit scales). `divergence_rows` and `kl_loss` are the distillation loss (see
+fused_kl.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.rows import RowRequest, RowResult
+
+ABSMAX_FLOOR = 1e-38
+
+
+def _blocks_of(count: int, block: int) -> tuple[int, int]:
+    """(number of complete blocks, weights in them)."""
+    complete = count // block
+    return complete, complete * block
+
+
+def _divisor(absmax: Tensor) -> Tensor:
+    """absmax kept away from zero, with its sign: an effective scale (offset + residual) can be slightly negative."""
+    return torch.copysign(absmax.abs().clamp(min=ABSMAX_FLOOR), absmax)
+
+
+def quantize_4bit(weights: Tensor, block: int, kind: str) -> tuple[Tensor, Tensor]:
+    """Codes and block scales. weights: [n]; returns uint8 [ceil(n/2)] and fp32 [ceil(n/block)]."""
+    values = weights.float()
+    complete, full = _blocks_of(values.numel(), block)
+    absmax = values[:full].view(complete, block).abs().amax(dim=1)
+    if full < values.numel():
+        absmax = torch.cat([absmax, values[full:].abs().amax().clamp(min=ABSMAX_FLOOR).view(1)])
+    return encode_4bit(weights, absmax, block, kind), absmax
+
+
+def encode_4bit(weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tensor:
+    """The nearest codes for given scales. weights: [n], absmax: fp32 [ceil(n/block)]; returns uint8 [ceil(n/2)].
+
+    A complete block multiplies by the reciprocal, the incomplete last one divides: the two round differently, and
+    bitsandbytes does exactly this. NaN gets the last bin.
+    """
+    table = code_table(kind, weights.device)
+    values = weights.float()
+    complete, full = _blocks_of(values.numel(), block)
+    divisor = _divisor(absmax)
+    scaled = (values[:full].view(complete, block) * (1.0 / divisor[:complete, None])).view(-1)
+    if full < values.numel():
+        scaled = torch.cat([scaled, values[full:] / divisor[complete]])
+    if scaled.numel() % 2:
+        scaled = F.pad(scaled, (0, 1))
+    codes = table.order[torch.bucketize(scaled.clamp(-1, 1), table.bounds)]
+    return (codes[::2] << 4) | codes[1::2]
+
+
+def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype) -> Tensor:
+    """table[code] * absmax, rounded once to `dtype`. codes: uint8 [ceil(n/2)], absmax: fp32; returns [n]."""
+    table = code_table(kind, codes.device)
+    index = torch.stack([codes >> 4, codes & 15], dim=1).view(-1)[:count]
+    scale = absmax.repeat_interleave(block)[:count]
+    return (table.values[index.int()] * scale).to(dtype)
+
+
+def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit dynamic codes in blocks of 256. residual: fp32 [b]; returns uint8 [b] and fp32 [ceil(b/256)].
+
+    A NaN does not count towards the block's maximum and gets code 0, and so does a block of zeros (0 * (1/0) is NaN).
+    """
+    padded = F.pad(residual, (0, -residual.numel() % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
+    nested = padded.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(dim=1)
+    scaled = (padded * (1.0 / nested)[:, None]).clamp(-1, 1)
+    point = ((scaled + 1.0) * 0.5 * 65535 + 0.5).nan_to_num(nan=0.0).int()
+    codes = dynamic_lookup(residual.device)[point]
+    return codes.view(-1)[: residual.numel()].contiguous(), nested
+
+
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+    """Effective block scales: dynamic[code] * nested + offset, each step rounded. Returns fp32 [b]."""
+    scale = nested_absmax.repeat_interleave(NESTED_BLOCK)[: codes.numel()]
+    return dynamic_code(codes.device)[codes.int()] * scale + offset
+
+
+def _nll(log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
+    rows, vocab = log_probabilities.shape
+    if labels is None:
+        return torch.zeros(rows, device=log_probabilities.device, dtype=log_probabilities.dtype)
+    known = (labels >= 0) & (labels < vocab)
+    picked = log_probabilities.gather(1, labels.where(known, torch.zeros_like(labels))[:, None])[:, 0]
+    return torch.where(known, -picked, torch.zeros_like(picked))
+
+
+def divergence_rows(request: RowRequest) -> RowResult:
+    """KL, likelihoods and (in place over the student's logits) the gradient of one chunk, in fp32."""
+    student, teacher = request.student.float(), request.teacher.float()
+    log_student = F.log_softmax(student / request.temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / request.temperature, dim=1)
+    kl = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
+    log_plain = F.log_softmax(student, dim=1)
+    nll_student = _nll(log_plain, request.labels)
+    nll_teacher = _nll(F.log_softmax(teacher, dim=1), request.labels)
+    top1 = torch.zeros(student.shape[0], dtype=torch.bool, device=student.device)
+    if request.want_top1:
+        top1 = student.argmax(dim=1) == teacher.argmax(dim=1)
+    if request.want_gradient:
+        gradient = (log_student.exp() - log_teacher.exp()) * (request.kl_scale / request.temperature)
+        if request.labels is not None and request.ce_scale != 0.0:
+            known = ((request.labels >= 0) & (request.labels < student.shape[1])).to(student.dtype)[:, None]
+            wanted = log_plain.exp()
+            wanted.scatter_add_(1, request.labels.clamp(0, student.shape[1] - 1)[:, None], -known)
+            gradient += request.ce_scale * known * wanted
+        request.student.copy_(gradient)
+    return RowResult(kl, nll_student, nll_teacher, top1)
+
+
+def kl_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    valid: Tensor,
+    labels: Tensor | None,
+    *,
+    temperature: float,
+    kl: float,
+    ce: float,
+) -> Tensor:
+    """The distillation loss on whole logits [T, V], differentiable; what fused_kl computes in chunks. Scalar.
+
+    In the dtype of the logits (fp32, or fp64 to check gradients against); valid: bool [T]; labels: int64 [T].
+    """
+    count = valid.sum().clamp(min=1)
+    log_student = F.log_softmax(student_logits[valid] / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher_logits[valid] / temperature, dim=1)
+    total = kl * temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    if labels is not None:
+        total = total + ce * F.cross_entropy(student_logits[valid], labels[valid], reduction="sum")
+    return total / count

@@ -1,0 +1,111 @@
+"""The Triton backend: launches of the kernels in triton_blockwise.py and triton_rows.py on CUDA tensors.
+
+With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to check their numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from compress_kernels import triton_blockwise, triton_rows
+from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.rows import RowRequest, RowResult
+
+TILE = 1024
+WEIGHTS_PER_PROGRAM = 2048
+
+
+def _quantize(weights: Tensor, given: Tensor | None, absmax: Tensor, block: int, kind: str) -> Tensor:
+    table = code_table(kind, weights.device)
+    codes = torch.empty((weights.numel() + 1) // 2, dtype=torch.uint8, device=weights.device)
+    rows = max(1, WEIGHTS_PER_PROGRAM // block)
+    triton_blockwise.quantize_kernel[(triton.cdiv(absmax.numel(), rows),)](
+        weights,
+        absmax if given is None else given,
+        absmax,
+        codes,
+        table.bounds,
+        table.order,
+        weights.numel(),
+        BLOCK=block,
+        ROWS=rows,
+        GIVEN=given is not None,
+        enable_fp_fusion=False,
+    )
+    return codes
+
+
+def quantize_4bit(weights: Tensor, block: int, kind: str) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_4bit."""
+    absmax = torch.empty(triton.cdiv(weights.numel(), block), dtype=torch.float32, device=weights.device)
+    return _quantize(weights, None, absmax, block, kind), absmax
+
+
+def encode_4bit(weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tensor:
+    """See reference.encode_4bit."""
+    return _quantize(weights, absmax, absmax, block, kind)
+
+
+def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype) -> Tensor:
+    """See reference.dequantize_4bit."""
+    out = torch.empty(count, dtype=dtype, device=codes.device)
+    values = code_table(kind, codes.device).values
+    triton_blockwise.dequantize_kernel[(triton.cdiv(count, TILE),)](
+        codes, absmax, values, out, count, BLOCK=block, TILE=TILE, enable_fp_fusion=False
+    )
+    return out
+
+
+def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:
+    """See reference.quantize_absmax."""
+    count = residual.numel()
+    blocks = triton.cdiv(count, NESTED_BLOCK)
+    codes = torch.empty(count, dtype=torch.uint8, device=residual.device)
+    nested = torch.empty(blocks, dtype=torch.float32, device=residual.device)
+    lookup = dynamic_lookup(residual.device)
+    triton_blockwise.quantize_absmax_kernel[(blocks,)](
+        residual, lookup, codes, nested, count, BLOCK=NESTED_BLOCK, enable_fp_fusion=False
+    )
+    return codes, nested
+
+
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
+    """See reference.dequantize_absmax."""
+    count = codes.numel()
+    absmax = torch.empty(count, dtype=torch.float32, device=codes.device)
+    table = dynamic_code(codes.device)
+    triton_blockwise.dequantize_absmax_kernel[(triton.cdiv(count, TILE),)](
+        codes, nested_absmax, table, offset, absmax, count, BLOCK=NESTED_BLOCK, TILE=TILE, enable_fp_fusion=False
+    )
+    return absmax
+
+
+def divergence_rows(request: RowRequest) -> RowResult:
+    """See reference.divergence_rows."""
+    rows, vocab = request.student.shape
+    device = request.student.device
+    kl, nll_student, nll_teacher = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(3))
+    top1 = torch.zeros(rows, dtype=torch.uint8, device=device)
+    triton_rows.divergence_kernel[(rows,)](
+        request.student,
+        request.teacher,
+        kl if request.labels is None else request.labels,
+        kl,
+        nll_student,
+        nll_teacher,
+        top1,
+        vocab,
+        1.0 / request.temperature,
+        request.kl_scale / request.temperature,
+        request.ce_scale,
+        LABELS=request.labels is not None,
+        PLAIN=request.temperature == 1.0,
+        GRADIENT=request.want_gradient,
+        TOP1=request.want_top1,
+        TILE=min(4096, triton.next_power_of_2(vocab)),
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
+    return RowResult(kl, nll_student, nll_teacher, top1.bool())

@@ -1,0 +1,148 @@
+"""Every shipped YAML composes into objects, and what is impossible is refused before a byte is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.command import compose
+from compress.config import STAGES, Config, build, pipelines, presets
+from compress.errors import UserError
+from compress.quant.qat import QATInt8
+from compress.quant.stage import INT8, NF4
+
+CONF = Path(__file__).parents[2] / "conf"
+NEEDED = {"data=text": ["data.path=x"], "data=hub": ["data.id=x"], "model=hf": ["model.path=x"]}
+
+
+def built(*overrides: str) -> Config:
+    return build(compose(list(overrides)))
+
+
+def option(file: Path) -> str:
+    return f"{file.parent.name}={file.stem}"
+
+
+YAMLS = sorted(CONF.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", YAMLS, ids=lambda file: str(file.relative_to(CONF)))
+def test_every_yaml_composes(file: Path) -> None:
+    group = file.parent.name
+    if file.parent == CONF:
+        config = built("+pipeline=nf4")
+    elif group in ("pipeline",):
+        config = built(f"+{option(file)}")
+        assert config.name == file.stem and config.stages
+    elif group == "sweep":
+        config = built("+pipeline=prune_distill", f"+{option(file)}")
+    elif group in ("prune", "distill", "quant", "recover"):
+        config = built(*([f"+quant@stages.first=nf4"] if group == "recover" else []), f"+{group}@stages.it={file.stem}")
+        assert type(config.stages["it"]) is STAGES[f"{group}/{file.stem}"]
+    elif group == "export":
+        config = built("+pipeline=nf4", f"export@export.hf={file.stem}")
+    else:
+        config = built("+pipeline=nf4", option(file), *NEEDED.get(option(file), []))
+    assert isinstance(config, Config)
+
+
+def test_every_stage_has_its_yaml() -> None:
+    for path in STAGES:
+        assert (presets() / f"{path}.yaml").is_file()
+
+
+@pytest.mark.parametrize("name", pipelines())
+def test_presets_set_no_fields(name: str) -> None:
+    """A field in a preset's body would win over a swapped group."""
+    lines = (CONF / "pipeline" / f"{name}.yaml").read_text().splitlines()
+    keys = {line.split(":")[0] for line in lines if line and line[0] not in " #"}
+    assert keys == {"defaults", "name"}
+
+
+def test_sweep_value() -> None:
+    assert built("+pipeline=prune_distill", "stages.prune.keep=0.7").stages["prune"].keep == 0.7
+
+
+def test_drop() -> None:
+    assert list(built("+pipeline=prune_distill", "~stages.quant", "~stages.recover").stages) == ["prune", "distill"]
+
+
+def test_swap() -> None:
+    stages = built("+pipeline=prune_distill", "quant@stages.quant=int8", "~stages.recover").stages
+    assert list(stages) == ["prune", "distill", "quant"] and isinstance(stages["quant"], INT8)
+
+
+def test_append() -> None:
+    stages = built("+pipeline=prune_only", "+quant@stages.again=nf4").stages
+    assert list(stages) == ["prune", "again"] and isinstance(stages["again"], NF4)
+
+
+def test_swapped_stage_takes_overrides() -> None:
+    stages = built("+pipeline=nf4", "quant@stages.quant=qat_int8", "stages.quant.train.rate=0.5").stages
+    assert isinstance(stages["quant"], QATInt8) and stages["quant"].train.rate == 0.5
+
+
+def test_top_budget_reaches_every_training_stage_and_one_can_differ() -> None:
+    stages = built("+pipeline=prune_distill", "train.tokens=777", "stages.recover.train.tokens=99").stages
+    assert (stages["distill"].train.tokens, stages["recover"].train.tokens) == (777, 99)
+
+
+def test_budget_scales() -> None:
+    tokens = [built("+pipeline=distill_only", f"budget={b}").train.tokens for b in ("smoke", "quick", "standard", "full")]
+    assert tokens == sorted(tokens) and len(set(tokens)) == 4
+
+
+REFUSED: dict[str, tuple[list[str], str]] = {
+    "unknown pipeline": (["+pipeline=prune_distil"], "prune_distill"),
+    "forgotten plus": (["pipeline=nf4"], "+pipeline"),
+    "misspelt group": (["pipelin=nf4"], "+pipeline"),
+    "no stages": (["seed=1"], "+pipeline=prune_distill"),
+    "unknown field": (["+pipeline=nf4", "stages.quant.blok=64"], "blok"),
+    "wrong type": (["+pipeline=nf4", "stages.quant.block=many"], "many"),
+    "wrong enum": (["+pipeline=nf4", "stages.quant.code=nf5"], "nf4, fp4"),
+    "unknown option": (["+pipeline=nf4", "data=texts"], "sotu"),
+    "block not on the grid": (["+pipeline=nf4", "stages.quant.block=48"], "64"),
+    "keep above one": (["+pipeline=prune_only", "stages.prune.keep=1.5"], "0.85"),
+    "keep zero": (["+pipeline=prune_only", "stages.prune.keep=0"], "0.85"),
+    "keep negative": (["+pipeline=prune_only", "stages.prune.keep=-0.2"], "0.85"),
+    "temperature zero": (["+pipeline=distill_only", "stages.distill.loss.temperature=0"], "temperature"),
+    "no loss at all": (["+pipeline=distill_only", "stages.distill.loss.kl=0"], "loss"),
+    "negative rate": (["+pipeline=distill_only", "stages.distill.train.rate=-1"], "rate"),
+    "no tokens": (["+pipeline=distill_only", "train.tokens=0"], "tokens"),
+    "quantize twice": (["+pipeline=nf4", "+quant@stages.again=int8"], "'quant' before it took that away"),
+    "prune after quantization": (["+pipeline=nf4", "+prune@stages.late=activation"], "dense"),
+    "distill after quantization": (["+pipeline=nf4", "+distill@stages.late=logits"], "dense"),
+    "adapters without a 4-bit base": (["+pipeline=prune_only", "+recover@stages.r=qlora"], "nf4"),
+    "adapters on int8": (["+pipeline=int8", "+recover@stages.r=qlora"], "nf4"),
+    "not a stage": (["+stages.x=3"], "not a stage"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_words(case: str) -> None:
+    overrides, said = REFUSED[case]
+    with pytest.raises(UserError) as caught:
+        built(*overrides)
+    assert said in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torch.optim.lr_scheduler.StepLR", "torch.optim.Nothing", "subprocess.Popen", "torch.optim.adamw.Tensor"])
+def test_config_cannot_name_any_callable(target: str) -> None:
+    import torch
+
+    from compress.train.optimizer import make_optimizer
+
+    with pytest.raises(UserError):
+        make_optimizer({"_target_": target}, [torch.nn.Parameter(torch.zeros(1))], 0.1)
+
+
+@pytest.mark.parametrize("target", ["torch.optim.AdamW", "torch.optim.SGD", "bitsandbytes.optim.AdamW8bit"])
+def test_optimizers_by_name(target: str) -> None:
+    import torch
+
+    from compress.train.optimizer import make_optimizer
+
+    made: Any = make_optimizer({"_target_": target}, [torch.nn.Parameter(torch.zeros(1))], 0.1)
+    assert type(made).__name__ == target.rpartition(".")[2] and made.param_groups[0]["lr"] == 0.1

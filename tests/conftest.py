@@ -1,0 +1,47 @@
+"""Shared fixtures: tiny models and texts, and a cache folder of the test session's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# before torch is imported: small matrices are slower on many threads than on one, and tests run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder for this test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("COMPRESS_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama with a tokenizer."""
+    from tests.models import save
+
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    save("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some hundred different sentences, one document a line in a jsonl file."""
+    import json
+    import random
+
+    from tests.models import SENTENCES
+
+    words = " ".join(SENTENCES).split()
+    rng = random.Random(0)
+    file = tmp_path_factory.mktemp("text") / "text.jsonl"
+    rows = [{"text": " ".join(rng.choice(words) for _ in range(rng.randint(40, 120)))} for _ in range(200)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from compress.arch import FAMILIES, Shape, Widths, adapter_for
+from compress.errors import UserError
+from compress.prune.plan import Plan, PruneTarget, Scores, select, solve
+from tests.models import tiny
+
+# SmolLM2-135M, the default model
+SMOL = AutoConfig.for_model(
+    "llama",
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
+LLAMA = adapter_for(SMOL)
+SHAPE = LLAMA.shape(SMOL)
+
+
+def count(widths):
+    return LLAMA.non_embedding_parameters(SMOL, widths)
+
+
+def kept(widths):
+    return count(widths) / count(SHAPE.widths)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.7, 0.8, 0.85, 0.9, 0.95])
+@pytest.mark.parametrize("share", [{"layers": 0.5, "mlp": 0.5}, {"mlp": 1.0}, {"layers": 1, "mlp": 3}])
+def test_mlp_width_comes_as_close_as_the_multiple_allows(keep, share):
+    if keep == 0.5 and share.keys() == {"mlp"}:
+        share = {"layers": 0.2, "mlp": 0.8}
+    widths = solve(SHAPE, PruneTarget(keep=keep, share=share), count)
+    assert widths.mlp % 64 == 0
+    assert (widths.heads, widths.hidden) == (SHAPE.kv_heads, SHAPE.hidden)
+    error = abs(kept(widths) - keep)
+    for mlp in range(64, SHAPE.mlp + 1, 64):  # no other width is closer
+        assert abs(kept(replace(widths, mlp=mlp)) - keep) >= error
+
+
+def test_the_default_splits_the_removal_between_depth_and_width():
+    widths = solve(SHAPE, PruneTarget(keep=0.85), count)
+    assert widths == Widths(layers=28, mlp=1344, heads=3, hidden=576)
+    by_depth = 1 - kept(replace(SHAPE.widths, layers=widths.layers))
+    assert by_depth == pytest.approx(0.075, abs=1 / 60)  # half of 15%, to half a layer
+
+
+def test_every_kind_bears_its_share():
+    share = {"layers": 0.25, "heads": 0.25, "hidden": 0.25, "mlp": 0.25}
+    widths = solve(SHAPE, PruneTarget(keep=0.6, share=share, multiple=16), count)
+    assert all(widths.of(kind) < SHAPE.widths.of(kind) for kind in share)
+    assert widths.hidden % 16 == 0
+    assert kept(widths) == pytest.approx(0.6, abs=0.005)
+
+
+def test_explicit_fractions_stand_and_keep_takes_the_rest():
+    assert solve(SHAPE, PruneTarget(keep=None, layers=0.9, mlp=0.75, heads=0.67, hidden=0.89), count) == Widths(
+        layers=27, mlp=1152, heads=2, hidden=512
+    )
+    widths = solve(SHAPE, PruneTarget(keep=0.8, layers=0.9), count)
+    assert widths.layers == 27
+    assert kept(widths) == pytest.approx(0.8, abs=0.015)
+    assert solve(SHAPE, PruneTarget(keep=0.85, layers=1.0), count).layers == 30
+    assert solve(SHAPE, PruneTarget(keep=1.0), count) == SHAPE.widths
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"keep": 0.0}, "above 0 and at most 1; 0.0"),
+        ({"keep": 1.2}, "above 0 and at most 1; 1.2"),
+        ({"mlp": float("nan")}, "nan was given"),
+        ({"layers": -0.5}, "`layers`.*-0.5"),
+        ({"keep": None}, "how much to keep"),
+        ({"share": {"mlp": 1.0, "depth": 1.0}}, "depth"),
+        ({"share": {"mlp": -1.0}}, "at least 0"),
+        ({"multiple": 0}, "at least 1"),
+        ({"keep": None, "layers": 0.01}, "leaves nothing"),
+        ({"keep": None, "mlp": 0.01}, "leaves nothing"),
+        ({"keep": None, "heads": 0.5}, "1.50 of 3 KV groups.*\n.*0.333, 0.667, 1 "),
+        ({"keep": None, "mlp": 0.99}, "nothing would be cut.*\n.*1472"),
+        ({"keep": 0.05, "share": {"mlp": 1.0}}, "nearest is 0.281"),
+        ({"keep": 0.99, "multiple": 512}, "nearest is 1.000"),
+        ({"keep": 0.95, "layers": 0.5}, "layers=0.5 already fix"),
+        ({"keep": 0.85, "share": {}}, "nearest is 1.000"),
+    ],
+)
+def test_impossible_targets_are_refused_in_words(fields, problem):
+    with pytest.raises(UserError, match=rf"(?s){problem}"):
+        solve(SHAPE, PruneTarget(**fields), count)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_solving_is_exact_for_every_family(family):
+    config, _ = tiny(family)
+    adapter = adapter_for(config)
+    widths = solve(
+        adapter.shape(config),
+        PruneTarget(keep=0.6, multiple=8),
+        lambda widths: adapter.non_embedding_parameters(config, widths),
+    )
+    adapter.check(config, widths)
+    ratio = adapter.non_embedding_parameters(config, widths) / adapter.non_embedding_parameters(config)
+    assert ratio == pytest.approx(0.6, abs=0.02)
+
+
+SMALL = Shape(layers=3, hidden=4, heads=4, kv_heads=2, head_dim=8, mlp=4, vocab=10, tied=True)
+
+
+def test_select_keeps_the_most_important_per_layer_and_breaks_ties_by_index():
+    scores = Scores(
+        layers=torch.tensor([0.5, 0.1, 0.9]),
+        mlp=torch.tensor([[1.0, 4, 2, 3], [4, 3, 2, 1], [1, 1, 1, 1]]),
+        heads=torch.tensor([[0.0, 1], [1, 0], [2, 2]]),
+        hidden=torch.tensor([1.0, 3, 3, 3]),
+    )
+    plan = select(scores, SMALL, Widths(layers=2, mlp=2, heads=1, hidden=2))
+    assert plan == Plan(layers=(0, 2), mlp=((1, 3), (0, 1), (0, 1)), heads=((1,), (0,), (0,)), hidden=(1, 2))
+    assert plan.widths == Widths(layers=2, mlp=2, heads=1, hidden=2)
+    assert select(scores, SMALL, SMALL.widths) == select(Scores(), SMALL, SMALL.widths) == Plan.full(SMALL)
+
+
+def test_select_refuses_scores_that_do_not_fit():
+    widths = replace(SMALL.widths, mlp=2)
+    nan = torch.full((3, 4), float("nan"))
+    for scores in (Scores(), Scores(mlp=torch.ones(3, 5)), Scores(mlp=torch.ones(2, 4)), Scores(mlp=nan)):
+        with pytest.raises(ValueError, match="mlp needs finite scores"):
+            select(scores, SMALL, widths)
+
+
+def test_plan_round_trips_through_json():
+    plan = Plan(layers=(0, 2), mlp=((1, 3), (0, 1), (0, 1)), heads=((1,), (0,), (0,)), hidden=(1, 2))
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(ValueError, match="not a plan"):
+        Plan.from_json("[]")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"layers": (2, 0)},
+        {"layers": (0, 3)},
+        {"layers": ()},
+        {"hidden": (1, 1)},
+        {"hidden": (-1, 2)},
+        {"mlp": ((0,), (0, 1), (0,))},
+        {"heads": ((0,), (0,))},
+    ],
+)
+def test_broken_plans_are_refused(broken):
+    plan = Plan(layers=(0, 2), mlp=((1, 3), (0, 1), (0, 1)), heads=((1,), (0,), (0,)), hidden=(1, 2))
+    with pytest.raises(ValueError):
+        replace(plan, **broken)

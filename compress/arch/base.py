@@ -80,6 +80,12 @@ class Architecture:
         outside = name.startswith(f"{self.modules.stack}.") or name == f"{self.modules.head}.weight"
         return None, name if outside else f"{self.modules.stack}.{name}"
 
+    def parameter(self, name: str) -> str:
+        """The model's own name of a checkpoint tensor: some checkpoints lack the stack's prefix, or spell the head
+        differently."""
+        layer, key = self.split(name)
+        return key if layer is None else f"{self.modules.layer(layer)}.{key}"
+
     def renumbered(self, name: str, layer: int) -> str:
         """The same tensor's name in another layer, in the checkpoint's own spelling."""
         layers = re.escape(self.modules.layers.rpartition(".")[2])

@@ -78,7 +78,7 @@ def _split_by_position(documents: Sequence[str], heldout: float, calibration: fl
     for document in documents:
         size = len(document)
         # half a split's size: its own is kept between half and twice what was asked for
-        end = cut_near(document, round(size * (1 - heldout)), round(size * heldout / 2)) if heldout else size
+        end = cut_near(document, round(size * (1 - heldout)), round(size * heldout / 2))
         start = end
         if calibration:
             start = cut_near(document, round(size * (1 - heldout - calibration)), round(size * calibration / 2))

@@ -20,7 +20,10 @@ def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
             ids = tokenizer(prompt, return_tensors="pt")
         ids = {"input_ids": ids["input_ids"].to(model.device), "attention_mask": ids["attention_mask"].to(model.device)}
         limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        room = max(1, min(tokens, limit - ids["input_ids"].shape[1]))
+        room = min(tokens, limit - ids["input_ids"].shape[1])
+        if room < 1:
+            answers.append("")  # the prompt alone is longer than the model can read
+            continue
         out = model.generate(**ids, max_new_tokens=room, do_sample=False, eos_token_id=end, pad_token_id=end)
         written = out[0, ids["input_ids"].shape[1] :]
         answers.append(tokenizer.decode(written, skip_special_tokens=True).strip())

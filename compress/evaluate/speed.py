@@ -15,11 +15,16 @@ REPEATS = 3
 def measure_speed(model: Any, prefill_tokens: int, decode_tokens: int) -> dict[str, float]:
     """Tokens per second of prefill and decode: the median of three runs after one that is not counted.
 
+    A model with too few positions gets a shorter prompt.
+
     Args:
         model: causal language model.
         prefill_tokens: length of the prompt.
         decode_tokens: tokens written after it, one by one, greedily.
     """
+    limit = getattr(model.config, "max_position_embeddings", None) or prefill_tokens + decode_tokens
+    decode_tokens = min(decode_tokens, limit // 2)
+    prefill_tokens = min(prefill_tokens, limit - decode_tokens)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(0, model.config.vocab_size, (1, prefill_tokens), generator=generator).to(model.device)
     reading, writing = [], []

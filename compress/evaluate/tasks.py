@@ -73,7 +73,7 @@ def run_tasks(
     if include_path is not None and not Path(include_path).expanduser().is_dir():
         raise UserError(
             f"There is no folder {include_path} with task YAML files.",
-            "Give one that exists: evaluate.include_path=DIR.",
+            "Give one that exists: evaluate.tasks_path=DIR.",
         )
     was_training = bool(model.training)
     with _quiet(), _random_state_kept(seed):
@@ -100,7 +100,7 @@ def _manager(tasks: list[str], include_path: str | None) -> tuple[Any, bool]:
     for name in tasks:
         if name not in manager.all_tasks:
             close = difflib.get_close_matches(name, [*local.all_tasks, *manager.all_tasks], n=5)
-            where = f"{include_path} or lm-eval" if include_path else "lm-eval (evaluate.include_path is not set)"
+            where = f"{include_path} or lm-eval" if include_path else "lm-eval (evaluate.tasks_path is not set)"
             known = f"Close names: {', '.join(dict.fromkeys(close))}." if close else "No name is close to it."
             mine = f" In {include_path}: {', '.join(local.all_tasks) or 'none'}." if include_path else ""
             raise UserError(

@@ -56,16 +56,19 @@ def merged_weights(model: nn.Module, conv1d: bool) -> Iterator[tuple[str, torch.
 
     A tied head is not among them: it is its embedding.
     """
-    from compress.runtime.four_bit import dequantized
+    from compress.runtime.four_bit import dequantized, is_four_bit
 
     adapted: list[str] = []
     for path, module in model.named_modules():
         if not hasattr(module, "lora_A"):
             continue
         layer: Any = module
-        delta = layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
-        merged = dequantized(layer.base_layer) + layer.scaling["default"] * delta.cpu()
-        yield f"{path}.weight", merged.t().contiguous() if conv1d else merged
+        delta = layer.scaling["default"] * layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+        if is_four_bit(layer.base_layer):
+            merged = dequantized(layer.base_layer) + delta.cpu()
+            yield f"{path}.weight", merged.t().contiguous() if conv1d else merged
+        else:
+            yield f"{path}.weight", layer.base_layer.weight.float() + (delta.t() if conv1d else delta)
         if layer.base_layer.bias is not None:
             yield f"{path}.bias", layer.base_layer.bias
         adapted.append(path + ".")

@@ -107,6 +107,24 @@ def solve(shape: Shape, target: PruneTarget, count: Count) -> Widths:
     return widths
 
 
+MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
+
+
+def solve_coarsest(shape: Shape, target: PruneTarget, count: Count) -> Widths:
+    """`solve` at the largest of `MULTIPLES` that meets the target: a small model may be too narrow for steps of 64.
+
+    Raises:
+        UserError: not even steps of one meet it.
+    """
+    for multiple in MULTIPLES:
+        try:
+            return solve(shape, replace(target, multiple=multiple), count)
+        except UserError:
+            if multiple == MULTIPLES[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
 def _with(widths: Widths, kind: Kind, groups: int) -> Widths:
     return replace(widths, **{kind: groups})
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from compress.arch import adapter_for
+from compress.arch import Widths, adapter_for
 from compress.calibrate import calibration_windows
 from compress.checkpoint import Checkpoint, TensorWriter, write_config
-from compress.prune.plan import Plan, PruneTarget, select, solve
+from compress.prune.plan import Plan, select
 from compress.prune.statistics import collect
 from compress.prune.surgery import prune_tensor
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
 
 
-def prune(checkpoint: Checkpoint, target: PruneTarget, tokens: int, context: Context) -> tuple[Checkpoint, Metrics]:
+def prune(checkpoint: Checkpoint, widths: Widths, tokens: int, context: Context) -> tuple[Checkpoint, Metrics]:
     """Write the pruned checkpoint into the stage's folder."""
     architecture = adapter_for(checkpoint.config)
     shape = architecture.shape(checkpoint.config)
-    widths = solve(shape, target, lambda w: architecture.non_embedding_parameters(checkpoint.config, w))
     windows = calibration_windows(context, tokens)
     with context.progress.bar("scoring", len(windows)) as advance:
         model = load_model(checkpoint.folder, device=context.fabric.device)

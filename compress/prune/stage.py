@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Optional
 from compress.stage import DENSE, TEXT, Context, Metrics
 
 if TYPE_CHECKING:
+    from compress.arch import Widths
     from compress.checkpoint import Checkpoint
     from compress.prune.plan import PruneTarget
 
@@ -31,8 +32,9 @@ class Prune:
     """Fraction of the residual channels."""
     share: dict[str, float] = field(default_factory=lambda: {"layers": 0.4, "mlp": 0.6})
     """What part of the removal each kind bears, relative to the others, where only `keep` is given."""
-    multiple: int = 64
-    """Kept widths are multiples of this, so that 4-bit blocks and matrix tiles fit."""
+    multiple: Optional[int] = None  # noqa: UP045
+    """Kept widths are multiples of this; by default of 64, so that 4-bit blocks and matrix tiles fit, or of the next
+    smaller power of two that a narrow model can meet the target with."""
     calibration_tokens: int = 16384
     """Tokens the groups are scored on."""
 
@@ -61,20 +63,31 @@ class Prune:
         from compress.prune.plan import PruneTarget
 
         fractions = {name: getattr(self, name) for name in ("keep", "layers", "mlp", "heads", "hidden")}
-        return PruneTarget(**fractions, share=self.share, multiple=self.multiple)  # type: ignore[arg-type]
+        return PruneTarget(**fractions, share=self.share, multiple=self.multiple or 64)  # type: ignore[arg-type]
+
+    def widths(self, config: Any) -> Widths:
+        """What this model will be cut to.
+
+        Raises:
+            UserError: the target cannot be met, or the model's config cannot say it.
+        """
+        from compress.arch import adapter_for
+        from compress.prune.plan import solve, solve_coarsest
+
+        architecture = adapter_for(config)
+        solver = solve_coarsest if self.multiple is None else solve
+        widths = solver(
+            architecture.shape(config), self.target(), lambda w: architecture.non_embedding_parameters(config, w)
+        )
+        architecture.check(config, widths)
+        return widths
 
     def check(self, config: Any) -> None:
         """Refuse a target that this model cannot meet, before anything is computed."""
-        from compress.prune.plan import solve
-        from compress.arch import adapter_for
-
-        architecture = adapter_for(config)
-        shape = architecture.shape(config)
-        widths = solve(shape, self.target(), lambda w: architecture.non_embedding_parameters(config, w))
-        architecture.check(config, widths)
+        self.widths(config)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Score, plan, cut."""
         from compress.prune.run import prune
 
-        return prune(checkpoint, self.target(), self.calibration_tokens, context)
+        return prune(checkpoint, self.widths(checkpoint.config), self.calibration_tokens, context)

@@ -14,7 +14,7 @@ from compress.calibrate import input_rms
 from compress.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, write_config
 from compress.errors import UserError
 from compress.recover.residual import low_rank
-from compress.runtime.four_bit import dequantized
+from compress.runtime.four_bit import dequantized, is_four_bit
 from compress.runtime.loading import quiet_transformers
 from compress.stage import ADAPTER, Context
 
@@ -46,20 +46,24 @@ def start_from_residual(model: Any, checkpoint: Checkpoint, context: Context, to
     """
     if context.dense is None:
         raise UserError("the dense model of this quantized one is not known.", "Start with recover start=zero.")
-    conv1d = adapter_for(checkpoint.config).modules.conv1d
+    architecture = adapter_for(checkpoint.config)
+    conv1d = architecture.modules.conv1d
+    stored_names = {architecture.parameter(name): name for name in context.dense.shards}
     paths = linear_paths(checkpoint.config)
     rms = input_rms(context.dense, paths, context, tokens) if tokens else {}
     dense = context.dense.read
     with context.progress.bar("adapters from the residual", len(paths)) as advance:
         for path in paths:
             layer = model.get_submodule(path)
-            weight = dense(f"{path}.weight")
+            advance(1)
+            if not is_four_bit(layer.base_layer):
+                continue  # left dense: nothing was thrown away
+            weight = dense(stored_names[f"{path}.weight"])
             residual = (weight.t() if conv1d else weight).float() - dequantized(layer.base_layer)
             a, b = low_rank(residual, layer.r["default"], rms.get(path))
             with torch.no_grad():
                 layer.lora_A["default"].weight.copy_(a / layer.scaling["default"])
                 layer.lora_B["default"].weight.copy_(b)
-            advance(1)
 
 
 def write_adapters(adapted: Any, base: Checkpoint, context: Context) -> Checkpoint:

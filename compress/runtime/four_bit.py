@@ -14,13 +14,19 @@ def keep_four_bit_exact(model: nn.Module) -> None:
     Its first forward without gradients repacks them for good: from then on the gradient to the input is silently wrong,
     and a checkpoint saved from the model too.
     """
+    module: Any
+    for module in model.modules():
+        if is_four_bit(module):
+            module.support_avx512bf16_for_cpu = False
+
+
+def is_four_bit(module: Any) -> bool:
+    """Whether `module` is a bitsandbytes 4-bit layer; does not import bitsandbytes if nobody has yet."""
     if "bitsandbytes" not in sys.modules:
-        return
+        return False
     from bitsandbytes.nn import Linear4bit
 
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    return isinstance(module, Linear4bit)
 
 
 def dequantized(layer: Any) -> Tensor:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,14 +55,17 @@ def _four_bit(name: str, encoded: Encoded, grid: FourBit) -> dict[str, Tensor]:
     return tensors
 
 
-def quantization_config(grid: Grid, dtype: str) -> dict[str, Any]:
+def quantization_config(grid: Grid, dtype: str, left_dense: Sequence[str] = ()) -> dict[str, Any]:
     """The block `quantization_config` of config.json that goes with `on_disk`.
 
     Args:
         grid: of all quantized tensors.
         dtype: the type the products are computed in, such as "bfloat16".
+        left_dense: paths of linear layers that are not on the grid.
     """
-    common = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": None, "llm_int8_has_fp16_weight": False}
+    # by default the head stays dense; a list of one's own replaces that, so the head must be named in it
+    skipped = [*left_dense, "lm_head", "embed_out"] if left_dense else None
+    common = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": skipped, "llm_int8_has_fp16_weight": False}
     if isinstance(grid, FourBit):
         return common | {
             "load_in_4bit": True,

@@ -14,12 +14,12 @@ from compress.source.resolved import ResolvedModel
 logger = logging.getLogger("compress")
 
 WANTED = [
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "chat_template*", "README.md", "LICENSE*",
+    "config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors",
+    "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "chat_template.json", "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md",
 ]  # fmt: skip
-UNWANTED = ["*/*", "*.py", "*.bin", "*.pt", "*.pth"]
-"""Copies of the weights for other programs lie in subfolders."""
+"""Names, not kinds of files: copies of the weights for other programs often lie beside them and below."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -64,9 +64,7 @@ class HuggingFaceModel:
 
         logger.info("Downloading %s from the Hugging Face hub", self.path)
         try:
-            found = snapshot_download(
-                self.path, revision=self.revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
-            )
+            found = snapshot_download(self.path, revision=self.revision, allow_patterns=WANTED)
         except (OSError, ValueError) as error:
             # the hub's own errors are all of these kinds: no such id or revision, no access, no network, offline mode
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint, TensorWriter, write_config
 from compress.data.windows import training_windows
 from compress.runtime.loading import load_model
@@ -42,9 +43,12 @@ def windows_for(settings: Training, context: Context) -> Windows:
 def write_dense(model: Any, source: Checkpoint, context: Context) -> Checkpoint:
     """Write a trained dense model with the names, types and sidecars of the checkpoint it came from."""
     state = model.state_dict()
+    own_name = adapter_for(source.config).parameter
     writer = TensorWriter(context.folder)
     for name, tensor in source.tensors():
-        writer.add(name, state[name].detach().to("cpu", tensor.dtype))
+        trained = state.get(own_name(name))
+        # a buffer that models no longer hold stays as it is
+        writer.add(name, tensor if trained is None else trained.detach().to("cpu", tensor.dtype))
     writer.close()
     source.copy_sidecars(context.folder)
     write_config(context.folder, source.config)

@@ -104,7 +104,7 @@ def divergence_rows(request: RowRequest) -> RowResult:
         PLAIN=request.temperature == 1.0,
         GRADIENT=request.want_gradient,
         TOP1=request.want_top1,
-        TILE=min(4096, triton.next_power_of_2(vocab)),
+        TILE=min(2048, triton.next_power_of_2(vocab)),
         num_warps=8,
         enable_fp_fusion=True,
     )

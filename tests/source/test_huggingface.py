@@ -75,12 +75,13 @@ def test_only_data_is_asked_for_from_the_hub(folder, monkeypatch):
         "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
         "merges.txt", "special_tokens_map.json", "chat_template.jinja", "README.md", "LICENSE",
         "pytorch_model.bin", "modeling_x.py", "tokenizer.py", "tokenization_x.py", "consolidated.safetensors",
-        "onnx/model.safetensors", "onnx/config.json", "original/params.json", "training_args.bin", "x.pth", "x.gguf",
+        "onnx/model.safetensors", "model/model.safetensors", "chat_template.py",
+        "onnx/config.json", "original/params.json", "training_args.bin", "x.pth", "x.gguf",
     ]  # fmt: skip
     asked = {}
 
-    def snapshot_download(repo_id, *, revision, allow_patterns, ignore_patterns):
-        kept = filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+    def snapshot_download(repo_id, *, revision, allow_patterns):
+        kept = filter_repo_objects(files, allow_patterns=allow_patterns)
         asked.update(id=repo_id, revision=revision, files=sorted(kept))
         return str(folder)
 

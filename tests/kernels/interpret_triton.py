@@ -1,0 +1,96 @@
+"""Run under TRITON_INTERPRET=1 by test_triton.py: the Triton kernels' numbers against the reference, on a CPU."""
+
+from __future__ import annotations
+
+import compress_kernels as ck
+import torch
+from compress_kernels import reference, triton_backend
+from compress_kernels.rows import RowRequest
+from torch import Tensor
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def check_blockwise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("nf4", "fp4"):
+        for block in (32, 64, 4096):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                for count in (1, 63, 65, 2049, 5003):
+                    w = torch.randn(count, generator=generator).mul(0.02).to(dtype)
+                    if count == 5003:
+                        w[7], w[300], w[64:128] = float("nan"), float("inf"), 0.0
+                    check_tensor(w, block, kind)
+
+
+def check_tensor(w: Tensor, block: int, kind: str) -> None:
+    packed, absmax = reference.quantize_4bit(w, block, kind)
+    actual = triton_backend.quantize_4bit(w, block, kind)
+    same(actual[0], packed)
+    same(actual[1], absmax)
+    scales = absmax * 1.01
+    scales[0] *= -1
+    same(triton_backend.encode_4bit(w, scales, block, kind), reference.encode_4bit(w, scales, block, kind))
+    for out in (torch.float32, torch.float16):
+        expected = reference.dequantize_4bit(packed, scales, w.numel(), block, kind, out)
+        same(triton_backend.dequantize_4bit(packed, scales, w.numel(), block, kind, out), expected)
+    # The interpreter cuts fp32 to bf16 where a GPU rounds (test_triton.py looks for cvt.rn in the compiled kernel).
+    exact = reference.dequantize_4bit(packed, scales, w.numel(), block, kind, torch.float32)
+    cut = (exact.view(torch.int32) >> 16).to(torch.int16).view(torch.bfloat16)
+    normal = exact.abs() > 1.2e-38
+    actual_cut = triton_backend.dequantize_4bit(packed, scales, w.numel(), block, kind, torch.bfloat16)
+    same(actual_cut[normal], cut[normal])
+    residual = absmax - absmax.mean()
+    nested = reference.quantize_absmax(residual)
+    for got, wanted in zip(triton_backend.quantize_absmax(residual), nested, strict=True):
+        same(got, wanted)
+    same(triton_backend.dequantize_absmax(*nested, absmax.mean()), reference.dequantize_absmax(*nested, absmax.mean()))
+
+
+def check_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for vocab in (1, 7, 1000, 5001):
+            for temperature in (1.0, 2.5):
+                student = (torch.randn(4, vocab, generator=generator) * 4).to(dtype)
+                teacher = student + (torch.randn(4, vocab, generator=generator) * 0.3).to(dtype)
+                labels = torch.randint(0, vocab, (4,), generator=generator)
+                labels[2] = -100
+                for chosen in (labels, None):
+                    options = (teacher, chosen, temperature, 0.7, 0.3, True, True)
+                    requests = [RowRequest(student.clone(), *options) for _ in range(2)]
+                    actual = triton_backend.divergence_rows(requests[0])
+                    expected = reference.divergence_rows(requests[1])
+                    torch.testing.assert_close(actual.kl, expected.kl, rtol=1e-4, atol=2e-6)
+                    torch.testing.assert_close(actual.nll_student, expected.nll_student)
+                    torch.testing.assert_close(actual.nll_teacher, expected.nll_teacher)
+                    assert torch.equal(actual.top1_equal, expected.top1_equal)
+                    tolerance = 2e-5 if dtype == torch.float32 else 2**-7
+                    torch.testing.assert_close(requests[0].student, requests[1].student, rtol=tolerance, atol=1e-6)
+
+
+def check_public_functions() -> None:
+    assert ck.backend_name("cpu") == "triton"
+    w = torch.randn(333, generator=torch.Generator().manual_seed(1))
+    q = ck.quantize_4bit(w)
+    same(q.codes, reference.quantize_4bit(w, 64, "nf4")[0])
+    assert ck.dequantize_4bit(q, (333,), torch.float32).shape == (333,)
+    hidden, head = torch.randn(6, 8, requires_grad=True), torch.randn(50, 8)
+    loss = ck.fused_kl(hidden, head, hidden.detach() + 0.1, head)
+    loss.total.backward()
+    expected_input = hidden.detach().clone().requires_grad_()
+    valid = torch.ones(6, dtype=torch.bool)
+    teacher = (hidden.detach() + 0.1) @ head.t()
+    expected = reference.kl_loss(expected_input @ head.t(), teacher, valid, None, temperature=1.0, kl=1.0, ce=0.0)
+    expected.backward()
+    torch.testing.assert_close(loss.total, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(hidden.grad, expected_input.grad, rtol=1e-3, atol=1e-6)
+
+
+if __name__ == "__main__":
+    check_blockwise()
+    check_rows()
+    check_public_functions()
+    print("equal")

@@ -1,0 +1,279 @@
+"""The fused distillation loss: value and gradient against plain torch in float64, memory, and what must not leak."""
+
+from __future__ import annotations
+
+import compress_kernels as ck
+import pytest
+import torch
+import torch.nn.functional as F
+from compress_kernels import chunks, cpu, reference
+from compress_kernels.rows import RowRequest
+from torch import Tensor
+
+TERMS = [(1.0, 1.0, 0.0), (2.0, 1.0, 0.0), (0.5, 0.7, 0.3), (1.0, 0.5, 0.5), (3.0, 0.0, 1.0)]
+
+
+@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    if request.param == "reference":
+        monkeypatch.setenv("COMPRESS_KERNELS", "reference")
+    else:
+        monkeypatch.delenv("COMPRESS_KERNELS", raising=False)
+        try:
+            cpu.force_level(request.param)
+        except ValueError as error:
+            pytest.skip(str(error))
+    yield request.param
+    cpu.force_level(None)
+
+
+class Case:
+    """A student near its teacher, as late in training; some labels ignored, some tokens masked."""
+
+    def __init__(self, tokens: int, vocab: int, dtype: torch.dtype, student: int = 24, teacher: int = 40):
+        generator = torch.Generator().manual_seed(tokens + vocab)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.student_hidden = normal(tokens, student)
+        self.student_head = normal(vocab, student) * (2.5 / student**0.5)
+        extra = teacher - student
+        self.teacher_hidden = torch.cat([self.student_hidden, 0.3 * normal(tokens, extra)], dim=1)
+        self.teacher_head = torch.cat([self.student_head, normal(vocab, extra) * (2.5 / student**0.5)], dim=1)
+        self.labels = torch.randint(0, vocab, (tokens,), generator=generator)
+        self.labels[::5] = -100
+        self.mask = torch.rand(tokens, generator=generator) > 0.2
+        for name in ("student_hidden", "student_head", "teacher_hidden", "teacher_head"):
+            setattr(self, name, getattr(self, name).to(dtype))
+        self.student_hidden.requires_grad_()
+        self.student_head.requires_grad_()
+
+    def fused(self, **options: object) -> ck.FusedLoss:
+        return ck.fused_kl(self.student_hidden, self.student_head, self.teacher_hidden, self.teacher_head, **options)
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        assert self.student_hidden.grad is not None and self.student_head.grad is not None
+        return self.student_hidden.grad, self.student_head.grad
+
+    def plain(self, dtype: torch.dtype, valid: Tensor, temperature: float, kl: float, ce: float) -> list[Tensor]:
+        """Loss and gradients by whole-tensor torch: products in `dtype`, softmax in fp32 or better."""
+        hidden, head = (x.detach().to(dtype).requires_grad_() for x in (self.student_hidden, self.student_head))
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        student = (hidden @ head.t()).to(wide)
+        teacher = (self.teacher_hidden.to(dtype) @ self.teacher_head.to(dtype).t()).to(wide)
+        loss = reference.kl_loss(student, teacher, valid, self.labels, temperature=temperature, kl=kl, ce=ce)
+        loss.backward()
+        assert hidden.grad is not None and head.grad is not None
+        return [loss.detach(), hidden.grad, head.grad]
+
+
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
+
+
+def exact_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    logs = F.log_softmax(student.double(), 1), F.log_softmax(teacher.double(), 1)
+    return F.kl_div(*logs, log_target=True, reduction="none").sum(1)
+
+
+def test_the_reference_is_the_textbook_loss() -> None:
+    """reference.kl_loss against F.kl_div, F.cross_entropy and the definition, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(7, 11, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    labels = torch.randint(0, 11, (7,), generator=generator)
+    p, q = F.softmax(teacher / 2, dim=1), F.softmax(student / 2, dim=1)
+    by_hand = 0.7 * 4 * (p * (p.log() - q.log())).sum(dim=1).mean() + 0.3 * F.cross_entropy(student, labels)
+    valid = torch.ones(7, dtype=torch.bool)
+    ours = reference.kl_loss(student, teacher, valid, labels, temperature=2.0, kl=0.7, ce=0.3)
+    torch.testing.assert_close(ours, by_hand, rtol=1e-12, atol=0)
+    library = F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher, dim=1), reduction="batchmean")
+    plain = reference.kl_loss(student, teacher, valid, None, temperature=1.0, kl=1.0, ce=0.0)
+    torch.testing.assert_close(plain, library, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("temperature", "kl", "ce"), TERMS)
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (3, 17), (33, 1000), (20, 4099)])
+def test_fp32_equals_float64(form: str, tokens: int, vocab: int, temperature: float, kl: float, ce: float) -> None:
+    case = Case(tokens, vocab, torch.float32)
+    if tokens == 1:
+        case.labels[:], case.mask[:] = 0, True
+    options = {"temperature": temperature, "kl": kl, "ce": ce}
+    loss = case.fused(labels=case.labels, mask=case.mask, **options)
+    (loss.total * 3).backward()
+    valid = case.mask & (case.labels >= 0)
+    expected, hidden, head = case.plain(torch.float64, valid, temperature, kl, ce)
+    torch.testing.assert_close(loss.total.detach().double(), expected, rtol=1e-5, atol=1e-6)
+    for actual, wanted in zip(case.gradients(), (hidden, head), strict=True):
+        torch.testing.assert_close(actual.double(), 3 * wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max() + 1e-3))
+
+
+@pytest.mark.parametrize(("temperature", "kl", "ce"), TERMS)
+def test_bf16_equals_plain_bf16_torch(form: str, temperature: float, kl: float, ce: float) -> None:
+    """The same rounded logits give the same value; the gradient is as close to float64 as plain torch's is."""
+    case = Case(40, 4099, torch.bfloat16)
+    loss = case.fused(labels=case.labels, temperature=temperature, kl=kl, ce=ce)
+    loss.total.backward()
+    valid = case.labels >= 0
+    plain = case.plain(torch.bfloat16, valid, temperature, kl, ce)
+    truth = case.plain(torch.float64, valid, temperature, kl, ce)
+    assert distance(loss.total.detach(), plain[0]) < 1e-5
+    for actual, ordinary, exact in zip(case.gradients(), plain[1:], truth[1:], strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert distance(actual, exact) < 1.1 * distance(ordinary, exact) + 1e-3
+
+
+@pytest.mark.parametrize("wide", ["hidden", "head", "both"])
+def test_autocast(form: str, wide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "SLICE", 5000)  # heads are cast in several slices
+    case = Case(40, 2003, torch.float32)
+    if wide == "hidden":
+        case.student_head = case.student_head.detach().bfloat16().requires_grad_()
+    if wide == "head":
+        case.student_hidden = case.student_hidden.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = case.fused(labels=case.labels)
+    loss.total.backward()
+    valid = case.labels >= 0
+    plain = case.plain(torch.bfloat16, valid, 1.0, 1.0, 0.0)
+    truth = case.plain(torch.float64, valid, 1.0, 1.0, 0.0)
+    assert distance(loss.total.detach(), plain[0]) < 1e-5
+    for actual, ordinary, exact in zip(case.gradients(), plain[1:], truth[1:], strict=True):
+        assert distance(actual, exact) < 1.1 * distance(ordinary, exact) + 1e-3
+    assert case.gradients()[0].dtype == case.student_hidden.dtype
+    assert case.gradients()[1].dtype == case.student_head.dtype
+
+
+def test_chunks_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = Case(37, 501, torch.float32), Case(37, 501, torch.float32)
+    first = whole.fused(labels=whole.labels, ce=0.2)
+    first.total.backward()
+    monkeypatch.setattr(chunks, "WORKSPACE", 4 * 501 * 8)  # four rows at a time
+    second = parts.fused(labels=parts.labels, ce=0.2)
+    second.total.backward()
+    torch.testing.assert_close(second.total, first.total, rtol=1e-6, atol=0)
+    for actual, expected in zip(parts.gradients(), whole.gradients(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_masked_tokens_do_not_leak(form: str) -> None:
+    clean, dirty = Case(30, 301, torch.float32), Case(30, 301, torch.float32)
+    with torch.no_grad():
+        dirty.student_hidden[~dirty.mask] = float("nan")
+        dirty.teacher_hidden[~dirty.mask] = 1e30
+    losses = [case.fused(mask=case.mask) for case in (clean, dirty)]
+    for loss in losses:
+        loss.total.backward()
+    assert torch.equal(losses[0].total, losses[1].total)
+    for a, b in zip(clean.gradients(), dirty.gradients(), strict=True):
+        assert torch.equal(a, b)
+    assert bool((clean.gradients()[0][~clean.mask] == 0).all())
+    # a mean over valid tokens: dropping the others from the input changes nothing
+    short = Case(30, 301, torch.float32)
+    kept = [short.student_hidden[short.mask], short.student_head, short.teacher_hidden[short.mask], short.teacher_head]
+    torch.testing.assert_close(ck.fused_kl(*kept).total, losses[0].total)
+
+
+def test_nothing_valid_is_zero(form: str) -> None:
+    case = Case(5, 50, torch.float32)
+    loss = case.fused(mask=torch.zeros(5))
+    loss.total.backward()
+    assert loss.total.item() == 0.0 and not any(bool(g.any()) for g in case.gradients())
+
+
+def test_means_and_no_grad(form: str) -> None:
+    case = Case(30, 301, torch.float32)
+    trained = case.fused(labels=case.labels, temperature=2.0, kl=0.7, ce=0.3)
+    torch.testing.assert_close(trained.total.detach(), 0.7 * 4 * trained.kl + 0.3 * trained.ce)
+    assert not trained.kl.requires_grad and not trained.ce.requires_grad
+    with torch.no_grad():
+        watched = case.fused(labels=case.labels, temperature=2.0, kl=0.7, ce=0.3)
+    assert not watched.total.requires_grad
+    torch.testing.assert_close(watched.total, trained.total.detach())
+    case.student_head.requires_grad_(False)
+    frozen = case.fused(labels=case.labels)
+    frozen.total.backward(retain_graph=True)
+    assert case.student_head.grad is None and case.student_hidden.grad is not None
+    with pytest.raises(RuntimeError, match="made once"):
+        frozen.total.backward()
+
+
+def test_self_distillation_is_zero(form: str) -> None:
+    case = Case(30, 3001, torch.float32)
+    same = (case.student_hidden.detach(), case.student_head.detach())
+    loss = ck.fused_kl(case.student_hidden, case.student_head, *same)
+    loss.total.backward()
+    assert abs(loss.total.item()) < 1e-6
+    assert float(case.gradients()[0].abs().max()) < 1e-7
+
+
+def test_small_divergences_keep_their_digits(form: str) -> None:
+    """A student 3e-3 away: the KL is 5e-6, near the size of fp32 rounding in a naive sum of p log p."""
+    if form == "reference":
+        pytest.skip("the reference is the naive fp32 sum")
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(8, 30_000, generator=generator) * 3
+    student = teacher + torch.randn(8, 30_000, generator=generator) * 3e-3
+    exact = exact_kl(student, teacher)
+    actual = cpu.divergence_rows(RowRequest(student, teacher, None)).kl
+    torch.testing.assert_close(actual.double(), exact, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_divergence_per_token(form: str, dtype: torch.dtype) -> None:
+    case = Case(30, 4099, dtype)
+    result = ck.divergence(case.student_hidden, case.student_head, case.teacher_hidden, case.teacher_head, case.labels)
+    student = (case.student_hidden @ case.student_head.t()).detach().double()
+    teacher = (case.teacher_hidden @ case.teacher_head.t()).double()
+    log_student, log_teacher = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
+    kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(1)
+    torch.testing.assert_close(result.kl.double(), kl, rtol=1e-4, atol=1e-6)
+    for actual, logs in ((result.nll_student, log_student), (result.nll_teacher, log_teacher)):
+        expected = F.nll_loss(logs, case.labels, ignore_index=-100, reduction="none")
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    # a bf16 tie goes to the first index on both sides
+    first = [(x == x.amax(1, keepdim=True)).int().argmax(1) for x in (student, teacher)]
+    if form != "reference":
+        assert torch.equal(result.top1_equal, first[0] == first[1])
+    assert result.top1_equal.dtype == torch.bool and not result.kl.requires_grad
+
+
+def test_extreme_logits(form: str) -> None:
+    """Teacher logits of minus infinity count nothing; a NaN is not hidden."""
+    teacher, student = torch.randn(3, 100), torch.randn(3, 100)
+    teacher[0, 50:] = float("-inf")
+    student[1] *= 1e4
+    student[2, 7] = float("nan")
+    request = RowRequest(student.clone(), teacher, torch.tensor([3, 4, 5]), 1.0, 1.0, 0.5, True, False)
+    forms = reference.divergence_rows if form == "reference" else cpu.divergence_rows
+    result = forms(request)
+    p = F.softmax(teacher[0, :50].double(), 0)
+    expected = (p * (p.log() - F.log_softmax(student[0].double(), 0)[:50])).sum()
+    if form != "reference":
+        torch.testing.assert_close(result.kl[0].double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.kl[1:2].double(), exact_kl(student[1:2], teacher[1:2]), rtol=1e-5, atol=0)
+    assert bool(result.kl[2].isnan()) and bool(request.student[2].isnan().any())
+
+
+def test_operation_is_well_formed() -> None:
+    student, teacher = torch.randn(4, 33), torch.randn(4, 33)
+    labels = torch.tensor([1, 2, -100, 32])
+    torch.library.opcheck(
+        torch.ops.compress_kernels.divergence_rows.default,
+        (student, teacher, labels, 1.0, 1.0, 0.5, True, True),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_mistakes_are_explained() -> None:
+    case = Case(5, 50, torch.float32)
+    with pytest.raises(ValueError, match="no labels"):
+        case.fused(ce=0.5)
+    with pytest.raises(ValueError, match="temperature is 0"):
+        case.fused(temperature=0)
+    with pytest.raises(ValueError, match=r"mask has shape \(4,\): expected \(5,\)"):
+        case.fused(mask=torch.ones(4))
+    with pytest.raises(ValueError, match="one vocabulary"):
+        ck.fused_kl(case.student_hidden, case.student_head, case.teacher_hidden, case.teacher_head[:-1])
+    with pytest.raises(ValueError, match=r"expected \[T, D\] and \[V, D\]"):
+        ck.fused_kl(case.student_hidden[None], case.student_head, case.teacher_hidden, case.teacher_head)

@@ -51,15 +51,15 @@ class Checkpoint:
     @cached_property
     def shards(self) -> dict[str, Path]:
         """Tensor name -> the safetensors file that holds it (the adapter's are not among them)."""
-        index = self.folder / INDEX
-        if index.is_file():
-            weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return {name: self.folder / file for name, file in sorted(weight_map.items())}
         from safetensors import safe_open
 
+        # transformers looks for the single file first
         file = self.folder / "model.safetensors"
-        with safe_open(file, "pt") as opened:
-            return {name: file for name in sorted(opened.keys())}
+        if file.is_file():
+            with safe_open(file, "pt") as opened:
+                return {name: file for name in sorted(opened.keys())}
+        weight_map: dict[str, str] = json.loads((self.folder / INDEX).read_text())["weight_map"]
+        return {name: self.folder / shard for name, shard in sorted(weight_map.items())}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor in name order, one in memory at a time (pages of the file are mapped, not read ahead)."""
@@ -86,8 +86,8 @@ class Checkpoint:
         return AutoTokenizer.from_pretrained(self.folder)
 
     def weight_files(self) -> list[Path]:
-        """All files that hold weights, the adapter's too."""
-        return sorted(self.folder.glob("*.safetensors"))
+        """All files that hold weights, the adapter's too; a stray file that no index names is none."""
+        return weight_files(self.folder)
 
     def bytes(self) -> int:
         """Size of all weight files."""
@@ -98,6 +98,19 @@ class Checkpoint:
         for file in sorted(self.folder.iterdir()):
             if file.is_file() and not file.name.endswith(NOT_CARRIED):
                 shutil.copyfile(file, folder / file.name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder that a load reads, sorted."""
+    single, adapter = folder / "model.safetensors", folder / ADAPTER_WEIGHTS
+    if single.is_file():
+        found = {single}
+    elif (folder / INDEX).is_file():
+        shards: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        found = {folder / shard for shard in shards.values()}
+    else:
+        found = set()
+    return sorted(found | ({adapter} if adapter.is_file() else set()))
 
 
 class TensorWriter:
@@ -165,7 +178,7 @@ def write_config(folder: Path, config: Any, changes: Mapping[str, Any] | None = 
 def tensor_digests(folder: Path) -> dict[str, str]:
     """Sha256 of every tensor's dtype, shape and bytes, by `file:tensor`: names the tensor in which a bit flipped."""
     digests: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         adapter = "adapter:" if file.name == ADAPTER_WEIGHTS else ""
         with file.open("rb") as opened:
             header_bytes = int.from_bytes(opened.read(8), "little")

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import NOT_CARRIED, tensor_digests, weights_key
+from compress.checkpoint import NOT_CARRIED, tensor_digests, weight_files, weights_key
 from compress.stage import DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
@@ -50,7 +50,7 @@ def sidecars_key(folder: Path) -> str:
 
 def source_key(folder: Path, store: Store) -> str:
     """Key of the weights of a folder that is not in the store; remembered by path, size and time of its files."""
-    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(folder.glob("*.safetensors"))]
+    stamps = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in weight_files(folder)]
     asked = content_key({"folder": str(folder.resolve()), "files": stamps})
     found = store.recall("fingerprints", asked)
     if found is None:

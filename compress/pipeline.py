@@ -89,6 +89,7 @@ class Run:
     def _start(self) -> None:
         """Load what is asked for, and refuse what cannot work, before anything is computed."""
         config = self.config
+        self.progress.say("reading model and text (fetched once, then from the cache)")
         self.source = config.model.resolve()
         teacher = config.teacher.resolve() if config.teacher is not None else self.source
         self.first = self._known(self.source.folder)

@@ -27,7 +27,7 @@ LAYERS = [
     {"data"},
     {"store", "arch"},
     {"checkpoint", "stage"},
-    {"paths", "errors"},
+    {"paths", "errors", "quiet"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAY_KNOW_FRAMEWORKS = {"__main__", "command", "config", "pipeline", "train"}

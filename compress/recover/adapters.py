@@ -13,9 +13,9 @@ from compress.arch.linears import linear_paths
 from compress.calibrate import input_rms
 from compress.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, write_config
 from compress.errors import UserError
+from compress.quiet import quiet_transformers
 from compress.recover.residual import low_rank
 from compress.runtime.four_bit import dequantized, is_four_bit
-from compress.runtime.loading import quiet_transformers
 from compress.stage import ADAPTER, Context
 
 

@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from compress.quiet import quiet_transformers
 from compress.runtime.four_bit import keep_four_bit_exact
 from compress.runtime.int8 import Int8Linear
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no advice from transformers: progress is ours to show."""
-    from transformers.utils import logging as hf
-
-    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    hf.set_verbosity_error()
-    hf.disable_progress_bar()
-    # bitsandbytes says once per process that an optional package would speed it up
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf.set_verbosity(verbosity)
-        logger.setLevel(level)
-        if bars:
-            hf.enable_progress_bar()
 
 
 def load_model(

@@ -21,6 +21,7 @@ from compress.checkpoint import write_config
 from compress.data.wheel import Wheel
 from compress.errors import UserError
 from compress.paths import cache_folder
+from compress.quiet import quiet_transformers
 from compress.source.check import check_finite, check_folder
 from compress.source.resolved import ResolvedModel
 from compress.store import sync_folder, sync_tree
@@ -103,17 +104,19 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    # decoded in float32 and rounded once
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    with quiet_transformers():
+        # decoded in float32 and rounded once
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     _forget_gguf(model)
     # a float32 number of the GGUF file, 9.999999747378752e-06, goes back to what was meant
     model.config.rms_norm_eps = float(f"{model.config.rms_norm_eps:.6g}")
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     write_config(folder, model.config)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)

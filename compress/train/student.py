@@ -37,6 +37,7 @@ def windows_for(settings: Training, context: Context) -> Windows:
         length=settings.length,
         tokens=settings.tokens,
         seed=context.seed,
+        setting="train.length",
     )
 
 

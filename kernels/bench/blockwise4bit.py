@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import bitsandbytes.functional as bnb
 import compress_kernels as ck
@@ -40,7 +41,7 @@ def main() -> None:
             ) -> object:
                 return ck.dequantize_4bit(q, shape, dtype)
 
-            jobs = {
+            jobs: dict[str, dict[str, Callable[[], object]]] = {
                 "quantize": {"bitsandbytes": quantize_bnb, "compress_kernels": quantize_ours},
                 "dequantize": {"bitsandbytes": dequantize_bnb, "compress_kernels": dequantize_ours},
             }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import datetime
-import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,22 +16,11 @@ import torch
 from compress_kernels import backend_name
 
 RESULTS = Path(__file__).parent / "results.csv"
-COLUMNS = (
-    "date",
-    "operation",
-    "case",
-    "form",
-    "value",
-    "unit",
-    "peak_mb",
-    "backend",
-    "processor",
-    "threads",
-    "versions",
-)
+COLUMNS = ("date", "operation", "case", "form", "value", "unit", "peak_mib")
+ABOUT = ("backend", "processor", "threads", "versions")
 
 
-def alternate(forms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def alternate(forms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Best seconds of each form. The forms take turns, so that a busy machine slows all of them alike."""
     best = dict.fromkeys(forms, float("inf"))
     for form in forms.values():
@@ -50,7 +39,11 @@ def _anonymous_bytes() -> int:
 
 
 def peak_bytes(form: Callable[[], object]) -> int:
-    """How far one call raises the process' anonymous memory, sampled every half millisecond (Linux)."""
+    """How far one call raises the process' anonymous memory, sampled every half millisecond (Linux, glibc).
+
+    The allocator first gives back what earlier calls left free, or a call could hide in it.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
     stop, peak = threading.Event(), [0]
 
     def watch() -> None:
@@ -87,17 +80,17 @@ def _versions() -> str:
 
 
 def record(operation: str, rows: list[tuple[str, str, float, str, float | None]]) -> None:
-    """Print (case, form, value, unit, peak MB) as a table and append it to results.csv."""
+    """Print (case, form, value, unit, peak MiB) as a table and append it to results.csv."""
     print(f"{operation}: {_processor()}, {torch.get_num_threads()} threads, {_versions()}")
     for case, form, value, unit, peak in rows:
-        print(f"  {case:34} {form:22} {value:9.3f} {unit:14} {'' if peak is None else f'{peak:8.1f} MB'}")
+        print(f"  {case:34} {form:22} {value:9.3f} {unit:14} {'' if peak is None else f'{peak:8.1f} MiB'}")
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     about = (backend_name("cpu"), _processor(), torch.get_num_threads(), _versions())
-    fresh = not RESULTS.exists() or os.path.getsize(RESULTS) == 0  # noqa: PTH202
+    fresh = not RESULTS.exists() or RESULTS.stat().st_size == 0
     with RESULTS.open("a", newline="") as file:
         writer = csv.writer(file)
         if fresh:
-            writer.writerow(COLUMNS)
+            writer.writerow(COLUMNS + ABOUT)
         for case, form, value, unit, peak in rows:
             figure = "" if peak is None else f"{peak:.1f}"
             writer.writerow((date, operation, case, form, f"{value:.4f}", unit, figure, *about))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 WORKSPACE = 40 * 2**20
 """Bytes for one chunk's logits, student's and teacher's."""
-SLICE = 4 * 2**20
+SLICE = 2**20
 """Elements of a head that are cast, or of its gradient that are formed, at a time."""
 
 

@@ -1,0 +1,149 @@
+"""A matplotlib figure as inline SVG that takes its colours and its font from the page around it.
+
+matplotlib is asked to draw with placeholder colours, and every placeholder becomes a CSS variable, so that one drawing
+serves light and dark. Nothing of the user's is touched: figures are made without pyplot, settings are matplotlib's own
+defaults and are put back, and ids do not depend on anything random, so that equal reports give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 400
+"""Units across a chart. One unit is about one CSS pixel, on a phone too: labels keep their size there."""
+INK, SOFT, LINE = "#010101", "#020202", "#030303"
+FIRST, SECOND, BAD = "#040404", "#050505", "#060606"
+VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", FIRST: "--first", SECOND: "--second", BAD: "--bad"}
+"""Placeholder colour -> variable of the style sheet."""
+TEXT_SIZE = 12
+SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
+HIT = 7.0
+"""Radius of the invisible disc around a point of a curve that shows its value."""
+
+
+class Canvas:
+    """A figure, and what its parts say when pointed at."""
+
+    def __init__(self, figure: Figure, name: str) -> None:
+        self.figure = figure
+        self.name = name
+        self.hints: dict[str, Sequence[str]] = {}
+
+    def axes(self, position: Any = 111, **options: Any) -> Axes:
+        """Axes without a frame, labelled in the page's colours."""
+        axes: Axes = self.figure.add_subplot(position, **options)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.patch.set_visible(False)
+        axes.tick_params(length=0, labelsize=TEXT_SIZE, labelcolor=SOFT)
+        return axes
+
+    def hint(self, artist: Artist, *texts: str) -> None:
+        """Say `texts` when `artist` is pointed at: one for the whole, or one for each of its markers."""
+        gid = f"{self.name}-hint{len(self.hints)}"
+        artist.set_gid(gid)
+        self.hints[gid] = texts
+
+    def points(self, axes: Axes, x: Sequence[float], y: Sequence[float], texts: Sequence[str]) -> None:
+        """Make every point of a curve say its value."""
+        discs = axes.scatter(x, y, s=(2 * HIT) ** 2, color=INK, alpha=0.0, linewidths=0)
+        self.hint(discs, *texts)
+
+    def svg(self, label: str) -> str:
+        """The drawing, to be put into a page; `label` is read aloud in its place."""
+        buffer = io.StringIO()
+        with warnings.catch_warnings():
+            # a glyph that matplotlib's font lacks is only measured wrongly: the browser draws the text
+            warnings.filterwarnings("ignore", message="Glyph")
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        root = ET.fromstring(buffer.getvalue())
+        self._tidy(root)
+        width, height = root.get("viewBox", "").split()[2:]
+        root.attrib.clear()
+        root.attrib.update({"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label})
+        return ET.tostring(root, encoding="unicode")
+
+    def _tidy(self, root: ET.Element) -> None:
+        """Make plain HTML-embeddable elements of `root`: no namespaces, no ids but those in use, colours of the page."""
+        for parent in root.iter():
+            for child in [c for c in parent if c.tag == f"{SVG}metadata" or self._is_global_style(c)]:
+                parent.remove(child)
+        used = set(re.findall(r"#([\w-]+)", " ".join(v for e in root.iter() for k, v in e.items() if k != "style")))
+        for element in root.iter():
+            element.tag = element.tag.removeprefix(SVG)
+            element.text, element.tail = (element.text or "").strip() or None, None
+            if "style" in element.attrib:
+                element.set("style", styled(element.attrib["style"]))
+            if LINK in element.attrib:
+                element.set("href", element.attrib.pop(LINK).replace("#", f"#{self.name}-"))
+            if "clip-path" in element.attrib:
+                element.set("clip-path", element.attrib["clip-path"].replace("#", f"#{self.name}-"))
+            if element.tag == "text" and element.get("transform", "").startswith("rotate(-0 "):
+                del element.attrib["transform"]
+            gid = element.attrib.pop("id", "")
+            self._say(element, self.hints.get(gid, ()))
+            if gid in used:
+                element.set("id", f"{self.name}-{gid}")
+
+    @staticmethod
+    def _is_global_style(element: ET.Element) -> bool:
+        """Inside a page, matplotlib's `<style>*{...}</style>` would style the whole page."""
+        return element.tag == f"{SVG}defs" and any(child.tag == f"{SVG}style" for child in element)
+
+    @staticmethod
+    def _say(element: ET.Element, texts: Sequence[str]) -> None:
+        """Give `element`, or its markers if there are as many as texts, a <title>."""
+        markers = [found for found in element.iter() if found.tag in ("use", f"{SVG}use")]
+        for place, text in zip(markers if len(markers) == len(texts) else [element], texts, strict=False):
+            title = ET.Element("title")
+            title.text = text
+            place.insert(0, title)
+
+
+def styled(style: str) -> str:
+    """CSS of one element: placeholders become variables, and the font's name is left to the page."""
+    style = re.sub(r"font: (?:[\w ]*? )?([\d.]+)px [^;]*", r"font-size: \1px", style)
+    for colour, variable in VARIABLES.items():
+        style = style.replace(colour, f"var({variable})")
+    return style
+
+
+@contextmanager
+def canvas(name: str, height: float) -> Iterator[Canvas]:
+    """Draw and finish inside: matplotlib's defaults hold here, whatever the user's settings are.
+
+    Args:
+        name: unlike that of any other chart of the page.
+        height: in units of which the chart is `WIDTH` wide.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ours = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "compress",
+        "text.parse_math": False,
+        "axes.unicode_minus": False,
+        "font.size": TEXT_SIZE,
+        "text.color": INK,
+    }
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    with warnings.catch_warnings(), matplotlib.rc_context():
+        warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+        matplotlib.rcParams.update(defaults | ours)
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
+        figure.patch.set_visible(False)
+        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
+        yield Canvas(figure, name)

@@ -1,0 +1,225 @@
+"""Mistakes a user can make: one message that says what to type, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import compress
+from compress.errors import UserError
+from tests.pipelines.helpers import tiny_run
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    return folder
+
+
+def missing(model: Path) -> None:
+    shutil.rmtree(model)
+
+
+def no_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def pickle_only(model: Path) -> None:
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    no_weights(model)
+
+
+def truncated(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def not_a_number(model: Path) -> None:
+    state = load_file(model / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def no_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def other_architecture(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text()) | {"model_type": "bloom"}
+    (model / "config.json").write_text(json.dumps(config))
+
+
+def fewer_tensors(model: Path) -> None:
+    state = load_file(model / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+
+
+SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (missing, "model"),
+    "no weights": (no_weights, "safetensors"),
+    "pickle only": (pickle_only, "safetensors"),
+    "truncated": (truncated, "model.safetensors"),
+    "NaN": (not_a_number, "model.layers.1.mlp.up_proj.weight"),
+    "no tokenizer": (no_tokenizer, "tokenizer"),
+    "other architecture": (other_architecture, "Qwen3"),
+    "fewer tensors": (fewer_tensors, "model.layers.1.mlp.up_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_spoiled_model(case: str, model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    spoil, said = SPOILED[case]
+    spoil(model)
+    with pytest.raises(UserError) as caught:
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
+    assert said in str(caught.value)
+    assert not (tmp_path / "out" / "artifacts").exists()
+
+
+def test_empty_text(model: Path, tmp_path: Path, cache: Path) -> None:
+    text = tmp_path / "empty.txt"
+    text.write_text("")
+    with pytest.raises(UserError, match=r"empty\.txt"):
+        compress.run(tiny_run("nf4", model, text, tmp_path / "out"))
+
+
+def test_too_short_text(model: Path, tmp_path: Path, cache: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("A few words.\n\nAnd a few more.\n\nAnd the end.")
+    with pytest.raises(UserError, match="tokens"):
+        compress.run(tiny_run("nf4", model, text, tmp_path / "out"))
+
+
+def test_heads_that_the_groups_forbid(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    more = ["stages.prune.keep=null", "stages.prune.heads=0.3"]
+    with pytest.raises(UserError, match="KV groups"):
+        compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out", *more))
+
+
+def test_hidden_width_that_gpt2_cannot_say(text_file: Path, tmp_path: Path, cache: Path) -> None:
+    from tests.models import save
+
+    save("gpt2", tmp_path / "gpt2")
+    more = ["stages.prune.keep=null", "stages.prune.hidden=0.5", "stages.prune.multiple=16"]
+    with pytest.raises(UserError, match="head"):
+        compress.run(tiny_run("prune_only", tmp_path / "gpt2", text_file, tmp_path / "out", *more))
+
+
+def test_cuda_that_is_not_there(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(UserError, match="device=cpu"):
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out", "device=cuda"))
+
+
+def test_full_disk_is_foreseen(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(UserError, match="free"):
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
+
+
+def test_full_disk_while_writing(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from compress.checkpoint import TensorWriter
+
+    def full(self: TensorWriter) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))
+
+    monkeypatch.setattr(TensorWriter, "close", full)
+    with pytest.raises(UserError, match="disk is full"):
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
+    assert not any((cache / "store" / "unfinished").iterdir())
+
+
+def test_too_little_memory_is_foreseen(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    memory = psutil.virtual_memory()._replace(total=1 << 20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(UserError, match="memory"):
+        compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
+
+
+def test_out_of_memory(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import compress.train.fit as fit
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(fit, "fit", exhausted)
+    with pytest.raises(UserError, match=r"train\.accumulate"):
+        compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
+
+
+def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What a user sees who types this."""
+    env = {**os.environ, "COMPRESS_CACHE": str(cwd / "cache")}
+    command = [sys.executable, "-m", "compress", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+pipeline=prune_distil"], "prune_distill"),
+        (["+pipeline=nf4", "model=hf", "model.path=nowhere"], "nowhere"),
+        (["+pipeline=nf4", "data=text", "data.path=nowhere.txt", "model=hf", "model.path=MODEL"], "nowhere.txt"),
+        (["+pipeline=nf4", "output=/proc/nowhere"], "output="),
+        (["+pipeline=nf4", "output=a_file/below"], "output="),
+        (["mode=verify"], "artifact="),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value[-1],
+)
+def test_command_line_exits_with_2_and_one_message(
+    arguments: list[str], said: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a_file").write_text("x")
+    done = typed(*(a.replace("MODEL", str(tiny_llama)) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.count("error:") == 1
+
+
+def test_alone_it_lists_the_pipelines(tmp_path: Path) -> None:
+    done = typed(cwd=tmp_path)
+    assert done.returncode == 0 and "+pipeline=prune_distill" in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_is_fast(tmp_path: Path) -> None:
+    import time
+
+    typed("--help", cwd=tmp_path)
+    begin = time.monotonic()
+    done = typed("--help", cwd=tmp_path)
+    assert time.monotonic() - begin < 2
+    assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
+
+
+def test_a_sweep_reports_a_failed_job_and_goes_on(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    overrides = [o for o in tiny_run("nf4", tiny_llama, text_file, tmp_path) if not o.startswith("output=")]
+    done = typed("-m", *overrides, "stages.quant.block=48,64", "evaluate.prompts=[]", "evaluate.speed=false", cwd=tmp_path)
+    assert done.returncode == 2 and "48" in done.stderr
+    assert len(list(tmp_path.rglob("report.json"))) == 1

@@ -1,0 +1,75 @@
+"""Every preset runs whole on a tiny model, and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import compress
+from compress.config import pipelines
+from tests.pipelines.helpers import tiny_run
+
+STAGE_KEYS = {"name", "kind", "key", "cached", "seconds", "peak_rss_bytes", "params", "bytes", "metrics"}
+METRICS = {"ppl", "kl_to_teacher", "top1_agreement"}
+ARTIFACT_KEYS = {"format", "path", "bytes", "sha256", "verified", "max_kl"}
+
+
+@pytest.mark.parametrize("name", pipelines())
+def test_runs_and_tells(name: str, tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    output = tmp_path / "out"
+    report = compress.run(tiny_run(name, tiny_llama, text_file, output))
+    assert report == json.loads((output / "report.json").read_text())
+    assert {"pipeline", "seed", "versions", "baseline", "final", "stages", "artifacts"} <= set(report)
+    assert report["pipeline"] == name and report["baseline"]["kl_to_teacher"] < 1e-6
+    for stage in report["stages"]:
+        assert set(stage) >= STAGE_KEYS and set(stage["metrics"]) >= METRICS
+        assert stage["peak_rss_bytes"] > 0 and not stage["cached"]
+    for artifact in report["artifacts"]:
+        assert set(artifact) >= ARTIFACT_KEYS and artifact["verified"], artifact["error"]
+        folder = Path(artifact["path"])
+        assert (folder / "README.md").is_file() and (folder / "manifest.json").is_file()
+        model = compress.load(str(folder))
+        with torch.no_grad():
+            assert bool(model(torch.arange(3, 30)[None]).logits.isfinite().all())
+    for name_ in ("report.md", "report.html", "config.yaml", "run.log"):
+        assert (output / name_).stat().st_size > 0
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3", "smollm3", "gpt2", "gpt_neox", "llama-tied"])
+def test_the_main_job_on_every_family(family: str, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    from tests.models import save
+
+    save(family, tmp_path / "model")
+    more = ["stages.prune.keep=0.7", "evaluate.prompts=[]", "evaluate.speed=false"]
+    report = compress.run(tiny_run("prune_distill", tmp_path / "model", text_file, tmp_path / "out", *more))
+    artifact = report["artifacts"][0]
+    assert artifact["verified"], artifact["error"]
+    assert 0.66 < report["stages"][0]["details"]["kept_fraction"] < 0.74
+
+
+def test_merged_artifact_is_dense_and_says_what_merging_cost(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    more = ["export.hf.merge=dense", "evaluate.prompts=[]", "evaluate.speed=false"]
+    report = compress.run(tiny_run("qlora", tiny_llama, text_file, tmp_path / "out", *more))
+    artifact = report["artifacts"][0]
+    assert artifact["verified"], artifact["error"]
+    model = AutoModelForCausalLM.from_pretrained(artifact["path"])
+    assert getattr(model.config, "quantization_config", None) is None
+    assert artifact["mean_kl"] < 1e-3
+
+
+def test_own_teacher(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    """distill_only with a teacher of one's own: the student comes closer to it."""
+    from tests.models import save
+
+    save("llama", tmp_path / "student", seed=1)
+    more = ["+model@teacher=hf", f"teacher.path={tiny_llama}", "stages.distill.train.rate=3e-3", "train.tokens=8000"]
+    report = compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))
+    curve = report["stages"][0]["details"]["curve"]
+    assert curve[-1]["kl"] < 0.8 * curve[0]["kl"]

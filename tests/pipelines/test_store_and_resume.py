@@ -1,0 +1,124 @@
+"""The same command again takes everything from the store; a killed one goes on and ends in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import compress
+from tests.pipelines.helpers import tiny_run
+
+QUIET = ("evaluate.prompts=[]", "evaluate.speed=false")
+
+
+def artifact_bytes(folder: Path) -> dict[str, bytes]:
+    """Weights, config and tokenizer of an artifact."""
+    skipped = {"README.md", "manifest.json"}
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name not in skipped}
+
+
+def test_second_run_is_all_from_the_store(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    first = compress.run(tiny_run("prune_distill", tiny_llama, text_file, tmp_path / "a", *QUIET))
+    begin = time.monotonic()
+    second = compress.run(tiny_run("prune_distill", tiny_llama, text_file, tmp_path / "b", *QUIET))
+    assert time.monotonic() - begin < 10
+    assert all(stage["cached"] for stage in second["stages"])
+    assert [s["key"] for s in first["stages"]] == [s["key"] for s in second["stages"]]
+    assert artifact_bytes(tmp_path / "a/artifacts/hf") == artifact_bytes(tmp_path / "b/artifacts/hf")
+
+
+def test_same_bytes_without_a_store(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / f"cache_{name}"))
+        compress.run(tiny_run("prune_distill", tiny_llama, text_file, tmp_path / name, *QUIET))
+    assert artifact_bytes(tmp_path / "a/artifacts/hf") == artifact_bytes(tmp_path / "b/artifacts/hf")
+
+
+def test_a_sweep_shares_its_prefix(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    nf4 = compress.run(tiny_run("prune_only", tiny_llama, text_file, tmp_path / "a", "+quant@stages.q=nf4", *QUIET))
+    int8 = compress.run(tiny_run("prune_only", tiny_llama, text_file, tmp_path / "b", "+quant@stages.q=int8", *QUIET))
+    assert int8["stages"][0]["cached"] and not int8["stages"][1]["cached"]
+    assert nf4["stages"][0]["key"] == int8["stages"][0]["key"]
+
+
+def test_what_matters_changes_the_key_and_what_does_not_does_not(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    def key(name: str, *more: str) -> str:
+        overrides = tiny_run("prune_only", tiny_llama, text_file, tmp_path / name, *QUIET, *more)
+        return str(compress.run(overrides)["stages"][0]["key"])
+
+    base = key("base")
+    assert key("evaluation", "evaluate.tokens=256") == base
+    assert key("export", "export.hf.probe_tokens=16") == base
+    assert key("keep", "stages.prune.keep=0.7") != base
+    assert key("seed", "seed=1") != base
+    assert key("text", "data.seed=1") != base
+
+
+@pytest.mark.parametrize("after", [0.3, 0.7])
+def test_killed_in_training_goes_on_and_ends_in_the_same_bytes(
+    after: float, tiny_llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    more = ("stages.distill.train.checkpoint_seconds=0.01", "train.tokens=24000", "~stages.quant", "~stages.recover")
+
+    def command(name: str) -> tuple[list[str], dict[str, str]]:
+        overrides = tiny_run("prune_distill", tiny_llama, text_file, tmp_path / name, *QUIET, *more)
+        cache = tmp_path / ("cache_undisturbed" if name == "undisturbed" else "cache_killed")
+        return [sys.executable, "-m", "compress", *overrides], {**os.environ, "COMPRESS_CACHE": str(cache)}
+
+    args, env = command("undisturbed")
+    subprocess.run(args, env=env, check=True, capture_output=True)
+    args, env = command("killed")
+    process = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_progress(Path(env["COMPRESS_CACHE"]), after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(tmp_path / "killed")
+    done = subprocess.run(args, env=env, check=True, capture_output=True, text=True)
+    assert "goes on at step" in done.stderr
+    assert artifact_bytes(tmp_path / "killed/artifacts/hf") == artifact_bytes(tmp_path / "undisturbed/artifacts/hf")
+
+
+def wait_for_progress(cache: Path, fraction: float) -> None:
+    """Until the training has saved its progress at a step beyond `fraction` of its steps."""
+    import torch
+
+    steps = 24000 // 64 // 4
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for file in (cache / "store" / "progress").glob("*/progress-*.ckpt"):
+            try:
+                if torch.load(file, map_location="cpu", weights_only=True)["global_step"] >= fraction * steps:
+                    return
+            except (FileNotFoundError, RuntimeError):
+                continue
+        time.sleep(0.05)
+    raise AssertionError("no progress was saved")
+
+
+def test_two_processes_at_once_compute_a_stage_once(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "COMPRESS_CACHE": str(tmp_path / "cache")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "compress", *tiny_run("prune_only", tiny_llama, text_file, tmp_path / n, *QUIET)],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for n in ("a", "b")
+    ]
+    assert [process.wait() for process in processes] == [0, 0], [p.stderr.read() for p in processes if p.stderr]
+    import json
+
+    cached = [json.loads((tmp_path / n / "report.json").read_text())["stages"][0]["cached"] for n in ("a", "b")]
+    assert sorted(cached) == [False, True]

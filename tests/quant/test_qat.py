@@ -1,0 +1,72 @@
+"""Quantization-aware training must beat rounding, on the figure that counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import compress
+
+
+def arguments(model: Path, text: Path, output: Path) -> list[str]:
+    return [
+        "model=hf",
+        f"model.path={model}",
+        "data=text",
+        f"data.path={text}",
+        "data@second=text",
+        f"second.path={text}",
+        "evaluate.tokens=1024",
+        "evaluate.window=64",
+        "evaluate.speed=false",
+        "evaluate.prompts=[]",
+        "train.length=64",
+        "threads=1",
+        f"output={output}",
+    ]
+
+
+def test_qat_beats_post_training_int8(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    shared = arguments(tiny_llama, text_file, tmp_path)
+    rounded = compress.run(["+pipeline=int8", *shared])
+    trained = compress.run(["+pipeline=qat_int8", *shared, "train.tokens=16000", "stages.quant.train.rate=2e-4"])
+    kl_rounded, kl_trained = (report["stages"][-1]["metrics"]["kl_to_teacher"] for report in (rounded, trained))
+    assert kl_trained < 0.8 * kl_rounded, (kl_rounded, kl_trained)
+
+
+def test_fake_layers_compute_what_the_encoded_ones_will(tiny_llama: Path) -> None:
+    import torch
+
+    from compress.arch.linears import linear_paths
+    from compress.grids import Int8
+    from compress.quant.fake import put_on_grid, take_off_grid
+    from compress.runtime.int8 import Int8Linear
+    from compress.runtime.loading import load_model, replace_module
+
+    model = load_model(tiny_llama)
+    paths = linear_paths(model.config)
+    ids = torch.arange(5, 37)[None]
+    with torch.no_grad():
+        plain = model(ids).logits
+        put_on_grid(model, paths, False)
+        fake = model(ids).logits
+        take_off_grid(model, paths)
+        assert torch.equal(model(ids).logits, plain)
+        for path in paths:
+            encoded = Int8().encode(model.get_submodule(path).weight)
+            replace_module(model, path, Int8Linear(encoded.parts["codes"], encoded.parts["absmax"], None))
+        real = model(ids).logits
+    assert not torch.allclose(fake, plain)
+    torch.testing.assert_close(real, fake, rtol=1e-3, atol=1e-3 * float(fake.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama-biases"])
+def test_int8_artifact_of_other_layouts(family: str, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    from tests.models import save
+
+    save(family, tmp_path / "model")
+    report = compress.run(["+pipeline=int8", *arguments(tmp_path / "model", text_file, tmp_path / "out")])
+    artifact = report["artifacts"][0]
+    assert artifact["verified"], artifact["error"]
+    assert compress.load(artifact["path"]).config.quantization_config.load_in_8bit

@@ -1,8 +1,8 @@
 """compress: a config goes in, a smaller language model comes out, with the proof of what it cost.
 
-    import compress
-    report = compress.run(["+pipeline=prune_distill", "budget=smoke"])
-    model = compress.load(report["artifacts"][0]["path"])
+import compress
+report = compress.run(["+pipeline=prune_distill", "budget=smoke"])
+model = compress.load(report["artifacts"][0]["path"])
 """
 
 from __future__ import annotations

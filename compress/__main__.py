@@ -94,7 +94,9 @@ def tell(error: BaseException, folder: Path | None) -> int:
         if user_error.hint:
             print(user_error.hint, file=sys.stderr)
         return 2
-    where = f" The traceback is in {folder / 'run.log'}." if folder is not None and (folder / "run.log").exists() else ""
+    where = (
+        f" The traceback is in {folder / 'run.log'}." if folder is not None and (folder / "run.log").exists() else ""
+    )
     print(f"error: a fault of ours: {type(error).__name__}: {error}.{where}", file=sys.stderr)
     if not where:
         logging.getLogger("compress").exception("fault", exc_info=error)

@@ -61,7 +61,7 @@ def walk(model: Any, windows: Tensor, observers: dict[str, Observer], advance: A
 
 
 def _showing(observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         observer(inputs[0][:, SINK_TOKENS:], first[:, SINK_TOKENS:])
 

@@ -24,6 +24,8 @@ SHARD_BYTES = 4 << 30
 INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+PLAN = "prune_plan.json"
+"""Written by pruning: which groups of the original stayed. Not delivered."""
 NOT_CARRIED = (".safetensors", ".safetensors.index.json", "record.json", ADAPTER_CONFIG, "README.md", "manifest.json")
 
 
@@ -57,7 +59,7 @@ class Checkpoint:
         file = self.folder / "model.safetensors"
         if file.is_file():
             with safe_open(file, "pt") as opened:
-                return {name: file for name in sorted(opened.keys())}
+                return dict.fromkeys(sorted(opened.keys()), file)
         weight_map: dict[str, str] = json.loads((self.folder / INDEX).read_text())["weight_map"]
         return {name: self.folder / shard for name, shard in sorted(weight_map.items())}
 

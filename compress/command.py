@@ -16,7 +16,16 @@ from compress.errors import UserError
 log = logging.getLogger("compress")
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+UNWRITABLE = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
 
 GROUPS = ("pipeline", "budget", "sweep", "model", "data", "prune", "distill", "quant", "recover", "export")
 ADDED = ("pipeline", "sweep", "prune", "distill", "quant", "recover")
@@ -109,12 +118,26 @@ def as_user_error(error: BaseException) -> UserError | None:
             return cause
     for cause in chain:
         if isinstance(cause, OSError) and cause.errno in FULL_DISK:
-            return UserError(f"the disk is full: {cause.filename or cause}.", "Make room; what was finished is kept, and the same command goes on.")
-        if isinstance(cause, OSError) and cause.errno in UNWRITABLE:
-            return UserError(f"cannot write {cause.filename}: {cause.strerror}.", "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.")
+            return UserError(
+                f"the disk is full: {cause.filename or cause}.",
+                "Make room; what was finished is kept, and the same command goes on.",
+            )
+        # only while a folder was being made: anywhere else a missing file is a fault of ours
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and _was_making_a_folder(cause):
+            return UserError(
+                f"cannot write {cause.filename}: {cause.strerror}.",
+                "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.",
+            )
     if any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
         return UserError(*_config_message(chain))
     return None
+
+
+def _was_making_a_folder(error: OSError) -> bool:
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(frame.name in ("mkdir", "makedirs", "_save_config") for frame in frames)
 
 
 def _config_message(chain: list[BaseException]) -> tuple[str, str]:
@@ -135,7 +158,9 @@ def _config_message(chain: list[BaseException]) -> tuple[str, str]:
         return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
     if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", " ".join(map(str, chain))):
         return f"there is no setting {match[1]!r} in {match[2]}.", "See 'python -m compress --help' for all settings."
-    return _first_line(" \n".join(map(str, chain[:2]))) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."
+    return _first_line(
+        " \n".join(map(str, chain[:2]))
+    ) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."
 
 
 def _first_line(text: str) -> str:

@@ -15,7 +15,7 @@ from compress.distill.stage import Distill
 from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
 from compress.export.settings import HFExport
-from compress.prune.stage import Prune
+from compress.prune.stage import Compensate, Prune
 from compress.quant.qat import QATInt8
 from compress.quant.stage import INT8, NF4
 from compress.recover.stage import QLoRA
@@ -28,6 +28,7 @@ CONF = "pkg://compress_conf"
 
 STAGES: dict[str, type[Any]] = {
     "prune/activation": Prune,
+    "prune/compensate": Compensate,
     "distill/logits": Distill,
     "quant/nf4": NF4,
     "quant/int8": INT8,

@@ -70,5 +70,12 @@ def stage_key(stage: Stage, parent: Mapping[str, str], inputs: Mapping[str, Any]
     """
     read = {name: inputs[name] for name in sorted(stage.reads & {TEXT, TEACHER, DENSE_PARENT})}
     return content_key(
-        {"kind": stage.kind, "version": stage.version, "fields": stage_fields(stage), "parent": parent, "reads": read, **run}
+        {
+            "kind": stage.kind,
+            "version": stage.version,
+            "fields": stage_fields(stage),
+            "parent": parent,
+            "reads": read,
+            **run,
+        }
     )

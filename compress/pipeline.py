@@ -108,7 +108,11 @@ class Run:
             settings=config.evaluate,
             original=self.original.checkpoint,
             texts={"": self.corpus, SECOND: second},
-            inputs={**self.run_key, "original": self.original.key, "texts": [self.corpus.fingerprint, second.fingerprint]},
+            inputs={
+                **self.run_key,
+                "original": self.original.key,
+                "texts": [self.corpus.fingerprint, second.fingerprint],
+            },
             store=self.store,
             progress=self.progress,
             device=self.fabric.device,

@@ -32,7 +32,9 @@ def check_writable(folder: Path, setting: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"x")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}.", f"Choose another folder: {setting}.") from error
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror or error}.", f"Choose another folder: {setting}."
+        ) from error
 
 
 def existing(folder: Path) -> Path:
@@ -79,7 +81,8 @@ def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
         needed = parameters * per_parameter + ALLOWANCE
         if needed > total:
             raise UserError(
-                f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, and this machine has {total / GIB:.0f} GiB.",
+                f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, "
+                f"and this machine has {total / GIB:.0f} GiB.",
                 f"Drop it with '~stages.{name}', or train adapters only: +pipeline=qlora.",
             )
 
@@ -102,5 +105,7 @@ def check_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda was asked for, but torch sees no CUDA device.", "Leave it out, or give device=cpu.")
+        raise UserError(
+            "device=cuda was asked for, but torch sees no CUDA device.", "Leave it out, or give device=cpu."
+        )
     return device

@@ -25,7 +25,14 @@ class Terminal:
         """A bar that goes away when it is full; the line that stays says how long it took."""
         import time
 
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         label = f"{self.prefix}{description}"
         columns = (

@@ -28,6 +28,7 @@ DENSE = "dense"
 QUANTIZED = "quantized"
 NF4_WEIGHTS = "nf4"
 ADAPTER = "adapter"
+PRUNED = "pruned"
 
 TEXT = "text"
 TEACHER = "teacher"
@@ -53,7 +54,7 @@ class Quiet:
     def bar(self, description: str, total: float) -> Iterator[Advance]:
         """Nothing is drawn."""
         del description, total
-        yield lambda units: None
+        yield lambda _: None
 
     def say(self, message: str) -> None:
         """Nothing is printed."""
@@ -113,14 +114,19 @@ def check_chain(stages: Mapping[str, Stage]) -> None:
                 f"stage {name!r} ({stage.kind}) needs a model that is {trait}{cause}.",
                 hint_for(name, trait),
             )
-        if repeated := stage.gives & traits:
-            raise UserError(f"stage {name!r} ({stage.kind}) would make the model {min(repeated)} a second time.", f"Drop it with '~stages.{name}'.")
+        if repeated := (stage.gives & traits) - {PRUNED}:
+            raise UserError(
+                f"stage {name!r} ({stage.kind}) would make the model {min(repeated)} a second time.",
+                f"Drop it with '~stages.{name}'.",
+            )
         removed |= dict.fromkeys(stage.takes, name)
         traits = (traits - stage.takes) | stage.gives
 
 
 def hint_for(name: str, trait: str) -> str:
     """What to type when stage `name` lacks `trait`."""
+    if trait == PRUNED:
+        return f"Put a pruning stage in front of it: prune@stages.prune=activation, or drop it with '~stages.{name}'."
     if trait == NF4_WEIGHTS:
         return f"Put an NF4 stage in front of it: quant@stages.quant=nf4, or drop it with '~stages.{name}'."
     return f"Move it in front of quantization, or drop it with '~stages.{name}'."

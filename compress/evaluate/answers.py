@@ -9,13 +9,15 @@ import torch
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
-    """Greedy answers, one prompt at a time (so that no padding enters), through the chat template where there is one."""
+    """Greedy answers, through the chat template where there is one; one prompt at a time, so that no padding enters."""
     answers = []
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.generation_config.eos_token_id
     for prompt in prompts:
         if tokenizer.chat_template:
             message = [{"role": "user", "content": prompt}]
-            ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            ids = tokenizer.apply_chat_template(
+                message, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
         else:
             ids = tokenizer(prompt, return_tensors="pt")
         ids = {"input_ids": ids["input_ids"].to(model.device), "attention_mask": ids["attention_mask"].to(model.device)}

@@ -149,9 +149,7 @@ class Evaluator:
             limit=self.settings.tasks_limit,
         )
 
-    def _remembered(
-        self, kind: str, asked: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
-    ) -> dict[str, Any]:
+    def _remembered(self, kind: str, asked: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = content_key({"kind": kind, "asked": asked, "inputs": self.inputs})
         found = self.store.recall("evaluations", key)
         if found is None:

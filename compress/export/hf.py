@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import Checkpoint, TensorWriter, tensor_digests, write_config
+from compress.checkpoint import PLAN, Checkpoint, TensorWriter, tensor_digests, write_config
 from compress.export.settings import HFExport, Merge
 from compress.stage import ADAPTER
 from compress.store import file_digest
@@ -23,6 +23,7 @@ def write_artifact(checkpoint: Checkpoint, settings: HFExport, folder: Path) -> 
     """Write the artifact's files, the manifest excepted."""
     folder.mkdir(parents=True)
     checkpoint.copy_sidecars(folder)
+    (folder / PLAN).unlink(missing_ok=True)
     if settings.merge is Merge.dense and ADAPTER in checkpoint.traits:
         write_merged(checkpoint, folder)
         return
@@ -63,7 +64,9 @@ def merged_weights(model: nn.Module, conv1d: bool) -> Iterator[tuple[str, torch.
         if not hasattr(module, "lora_A"):
             continue
         layer: Any = module
-        delta = layer.scaling["default"] * layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+        delta = (
+            layer.scaling["default"] * layer.lora_B["default"].weight.float() @ layer.lora_A["default"].weight.float()
+        )
         if is_four_bit(layer.base_layer):
             merged = dequantized(layer.base_layer) + delta.cpu()
             yield f"{path}.weight", merged.t().contiguous() if conv1d else merged
@@ -79,7 +82,11 @@ def merged_weights(model: nn.Module, conv1d: bool) -> Iterator[tuple[str, torch.
 
 def write_manifest(folder: Path) -> dict[str, Any]:
     """Sha256 of every file and of every tensor, so that a flipped bit is found and named."""
-    files = {str(f.relative_to(folder)): file_digest(f) for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST}
+    files = {
+        str(f.relative_to(folder)): file_digest(f)
+        for f in sorted(folder.rglob("*"))
+        if f.is_file() and f.name != MANIFEST
+    }
     manifest = {"files": files, "tensors": tensor_digests(folder)}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
@@ -88,7 +95,11 @@ def write_manifest(folder: Path) -> dict[str, Any]:
 def damaged(folder: Path) -> list[str]:
     """What in `folder` is not as its manifest says: tensors by name, other files by path."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    files = [name for name, digest in manifest["files"].items() if not (folder / name).is_file() or file_digest(folder / name) != digest]
+    files = [
+        name
+        for name, digest in manifest["files"].items()
+        if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
     if not any(name.endswith(".safetensors") for name in files):
         return files
     try:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from compress.arch import Widths, adapter_for
 from compress.calibrate import calibration_windows
-from compress.checkpoint import Checkpoint, TensorWriter, write_config
+from compress.checkpoint import PLAN, Checkpoint, TensorWriter, write_config
+from compress.errors import UserError
+from compress.prune.compensate import Fit, compensate
 from compress.prune.plan import Plan, select
 from compress.prune.statistics import collect
 from compress.prune.surgery import prune_tensor
 from compress.runtime.loading import load_model
-from compress.stage import Context, Metrics
+from compress.stage import PRUNED, Context, Metrics
+from compress.train.student import write_dense
+
+if TYPE_CHECKING:
+    from compress.prune.stage import Compensate
 
 
 def prune(checkpoint: Checkpoint, widths: Widths, tokens: int, context: Context) -> tuple[Checkpoint, Metrics]:
@@ -50,4 +57,21 @@ def cut(checkpoint: Checkpoint, plan: Plan, context: Context) -> Checkpoint:
     writer.close()
     checkpoint.copy_sidecars(context.folder)
     write_config(context.folder, architecture.pruned_config(checkpoint.config, plan))
-    return Checkpoint(context.folder, checkpoint.traits, checkpoint.name)
+    (context.folder / PLAN).write_text(plan.to_json() + "\n")
+    return Checkpoint(context.folder, checkpoint.traits | {PRUNED}, checkpoint.name)
+
+
+def refit(checkpoint: Checkpoint, settings: Compensate, context: Context) -> tuple[Checkpoint, Metrics]:
+    """Compensate the checkpoint that pruning has just left."""
+    plan = Plan.from_json((checkpoint.folder / PLAN).read_text())
+    windows = calibration_windows(context, settings.calibration_tokens)
+    if len(plan.mlp) != context.original.config.num_hidden_layers:
+        raise UserError(
+            "compensation fits a model to the one the run started from, and this one has been pruned more than once.",
+            "Drop it: '~stages.compensate'.",
+        )
+    student = load_model(checkpoint.folder, device=context.fabric.device)
+    teacher = load_model(context.original.folder, device=context.fabric.device)
+    with context.progress.bar("least squares, layer by layer", teacher.config.num_hidden_layers) as advance:
+        compensate(student, teacher, plan, windows, Fit(settings.ridge, settings.absorb), advance)
+    return write_dense(student, checkpoint, context), {"calibration_tokens": windows.numel()}

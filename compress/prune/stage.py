@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
-from compress.stage import DENSE, TEXT, Context, Metrics
+from compress.stage import DENSE, PRUNED, TEACHER, TEXT, Context, Metrics
 
 if TYPE_CHECKING:
     from compress.arch import Widths
@@ -30,7 +30,7 @@ class Prune:
     """Fraction of the KV groups of each layer, with their query heads."""
     hidden: Optional[float] = None  # noqa: UP045
     """Fraction of the residual channels."""
-    share: dict[str, float] = field(default_factory=lambda: {"layers": 0.4, "mlp": 0.6})
+    share: dict[str, float] = field(default_factory=lambda: {"layers": 0.22, "mlp": 0.78})
     """What part of the removal each kind bears, relative to the others, where only `keep` is given."""
     multiple: Optional[int] = None  # noqa: UP045
     """Kept widths are multiples of this; by default of 64, so that 4-bit blocks and matrix tiles fit, or of the next
@@ -39,9 +39,9 @@ class Prune:
     """Tokens the groups are scored on."""
 
     kind: ClassVar[str] = "prune"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
-    gives: ClassVar[frozenset[str]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
     takes: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[frozenset[str]] = frozenset({TEXT})
 
@@ -91,3 +91,38 @@ class Prune:
         from compress.prune.run import prune
 
         return prune(checkpoint, self.widths(checkpoint.config), self.calibration_tokens, context)
+
+
+@dataclass
+class Compensate:
+    """Makes up for what pruning took, in closed form: least squares on the projections that stay, no training."""
+
+    ridge: float = 0.1
+    """Pull towards the weights as they are, relative to the size of the inputs."""
+    absorb: float = 0.5
+    """Part of the drift of the residual stream that each projection makes up for."""
+    calibration_tokens: int = 16384
+    """Tokens the projections are fitted on."""
+
+    kind: ClassVar[str] = "compensate"
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({DENSE, PRUNED})
+    gives: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
+
+    def __post_init__(self) -> None:
+        from compress.errors import UserError
+
+        if not self.ridge > 0:
+            raise UserError(f"compensate.ridge={self.ridge} must be above zero.")
+        if not 0 <= self.absorb <= 1:
+            raise UserError(f"compensate.absorb={self.absorb} is a fraction: from 0 to 1.")
+        if self.calibration_tokens < 1:
+            raise UserError(f"compensate.calibration_tokens={self.calibration_tokens} must be at least 1.")
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Solve, layer by layer."""
+        from compress.prune.run import refit
+
+        return refit(checkpoint, self, context)

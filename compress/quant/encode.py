@@ -68,9 +68,13 @@ def encode_checkpoint(
     checkpoint.copy_sidecars(context.folder)
     dtype = checkpoint.raw_config.get("dtype") or "float32"
     if not weights:
-        raise UserError("no linear layer of this model has a shape that runs on this grid.", "Quantize with another one.")
+        raise UserError(
+            "no linear layer of this model has a shape that runs on this grid.", "Quantize with another one."
+        )
     if left_dense:
-        context.progress.say(f"{len(left_dense)} of {len(linears)} layers stay dense: bitsandbytes cannot run their shapes")
+        context.progress.say(
+            f"{len(left_dense)} of {len(linears)} layers stay dense: bitsandbytes cannot run their shapes"
+        )
     block = quantization_config(grid, dtype, left_dense)
     write_config(context.folder, checkpoint.config, {"quantization_config": block})
     metrics = {

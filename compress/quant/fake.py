@@ -1,4 +1,4 @@
-"""A linear layer that computes as its quantized form will, with straight-through gradients to full-precision weights."""
+"""A linear layer that computes as its quantized form will, with straight-through gradients to fp32 weights."""
 
 from __future__ import annotations
 

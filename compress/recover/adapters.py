@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: put on, started from the quantization residual, written so that equal runs give equal bytes."""
+"""LoRA adapters by peft: put on, started from the quantization residual, written the same for equal runs."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def build_report(
 def protocol(config: Config, baseline: dict[str, Any]) -> str:
     """One sentence without which a perplexity means nothing."""
     return (
-        f"Held-out text joined as it stands, {baseline['windows']} + {baseline['second_windows']} non-overlapping windows "
-        f"of at most {config.evaluate.window} tokens ({baseline['scored_tokens']} + {baseline['second_scored_tokens']} "
+        f"Held-out text joined as it stands, {baseline['windows']} + {baseline['second_windows']} non-overlapping "
+        f"windows of at most {config.evaluate.window} tokens ({baseline['scored_tokens']} + {baseline['second_scored_tokens']} "
         "scored, the first of each window not), logits in the type of the weights, log-probabilities in fp32."
     )

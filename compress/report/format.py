@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 HEADER = ("", "perplexity", "KL", "top-1", "KL, other text", "params", "size", "time")
+TASK_HEADER = ("task", "original", "compressed")
 
 
 def size(count: float) -> str:
@@ -26,7 +28,8 @@ def number(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds, or minutes and seconds."""
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min {seconds % 60:02.0f} s"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
 
 
 def row(name: str, figures: Mapping[str, Any], seconds: float | None, cached: bool = False) -> tuple[str, ...]:
@@ -56,14 +59,15 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
     """One sentence for every entry of `won_back`."""
     sentences = []
     for entry in report["won_back"]:
-        share = "no" if entry["fraction"] is None else f"{100 * entry['fraction']:.0f}% of the"
-        sentences.append(
-            f"{entry['stage']} took away {share} KL that {entry['of']} added on the {entry['text']} text "
-            f"({entry['kl_before']:.3f} -> {entry['kl_damaged']:.3f} -> {entry['kl_healed']:.3f})."
-            if entry["text"] == "held-out"
-            else f"{entry['stage']} took away {share} KL that {entry['of']} added on the other text "
-            f"({entry['kl_before']:.3f} -> {entry['kl_damaged']:.3f} -> {entry['kl_healed']:.3f})."
-        )
+        stage, harmed, fraction = entry["stage"], entry["of"], entry["fraction"]
+        text = "other text" if entry["text"] == "other text" else f"{entry['text']} text"
+        if fraction is None or not math.isfinite(fraction):
+            said = f"{harmed} added no KL on the {text} that {stage} could take away"
+        elif fraction < 0:
+            said = f"{stage} added another {-100 * fraction:.0f}% to the KL that {harmed} added on the {text}"
+        else:
+            said = f"{stage} took away {100 * fraction:.0f}% of the KL that {harmed} added on the {text}"
+        sentences.append(f"{said} ({entry['kl_before']:.3f} -> {entry['kl_damaged']:.3f} -> {entry['kl_healed']:.3f}).")
     return sentences
 
 
@@ -89,4 +93,25 @@ def speeds(report: Mapping[str, Any]) -> list[str]:
     return [
         f"{what} {before[key]:.0f} -> {after[key]:.0f} tokens/s"
         for what, key in (("prefill", "prefill_tokens_per_second"), ("decode", "decode_tokens_per_second"))
+    ]
+
+
+def task_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Task scores with their standard errors: rows under `TASK_HEADER`."""
+    before, after = report["baseline"].get("tasks") or {}, report["final"].get("tasks") or {}
+
+    def cell(scores: Mapping[str, float], metric: str) -> str:
+        if metric not in scores:
+            return ""
+        if metric == "samples":
+            return f"{scores[metric]:.0f}"
+        name, comma, filtered = metric.partition(",")
+        error = scores.get(f"{name}_stderr{comma}{filtered}")
+        return f"{scores[metric]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+    return [
+        (f"{task} {metric}", cell(before.get(task, {}), metric), cell(scores, metric))
+        for task, scores in after.items()
+        for metric in scores
+        if not metric.partition(",")[0].endswith("_stderr")
     ]

@@ -16,7 +16,9 @@ def show(report: Mapping[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
-    table = Table(title=f"{report['pipeline']}: {report['model']['name']}", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{report['pipeline']}: {report['model']['name']}", title_justify="left", box=None, pad_edge=False
+    )
     for column, name in enumerate(form.HEADER):
         table.add_column(name, justify="left" if column == 0 else "right", no_wrap=True)
     for cells in form.main_table(report):

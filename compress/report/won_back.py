@@ -1,43 +1,67 @@
-"""How much of the damage of one stage the training after it took away, in KL to the original."""
+"""How much of the damage of one stage those after it took away, in KL to the original."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEALERS = {"distill": "prune", "qlora": "nf4"}
+HEALS = {"compensate": "prune", "distill": "prune", "qlora": "nf4"}
 """Kind of a healing stage -> kind of the stage whose damage it heals."""
 KL = "kl_to_teacher"
+TEXTS = {"": "held-out", "second_": "other text"}
 
 
 def won_back(baseline: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each healing stage behind the one it heals: `fraction` = (KL damaged - KL healed) / KL the damage added.
+    """For every healing stage behind one it heals, and for each text:
+
+        fraction        (damaged - healed) / (damaged - before): of the KL the damage added, all that is gone by now
+        fraction_alone  (left - healed) / (left - before): of what the stage itself was given to heal
+
+    They differ where two stages heal the same damage, as compensation and distillation do after pruning.
 
     Args:
         baseline: figures of the original (its KL to itself is zero).
         stages: rows of the report, in order.
 
     Returns:
-        One entry per healing stage and text, with what the fraction is made of.
+        One entry per healing stage and text, with the KLs the fractions are made of.
     """
     found = []
     for index, stage in enumerate(stages):
-        harmed = stages[index - 1] if index else None
-        if harmed is None or HEALERS.get(stage["kind"]) != harmed["kind"]:
+        harmed = _harmed(stages, index)
+        if harmed is None:
             continue
-        before = stages[index - 2]["metrics"] if index > 1 else baseline
-        for prefix, text in (("", "held-out"), ("second_", "other text")):
-            start, damaged, healed = (row[prefix + KL] for row in (before, harmed["metrics"], stage["metrics"]))
-            added = damaged - start
+        rows = (stages[harmed - 1]["metrics"] if harmed else baseline, stages[harmed]["metrics"])
+        for prefix, text in TEXTS.items():
+            before, damaged = (row[prefix + KL] for row in rows)
+            left, healed = stages[index - 1]["metrics"][prefix + KL], stage["metrics"][prefix + KL]
             found.append(
                 {
                     "stage": stage["name"],
-                    "of": harmed["name"],
+                    "of": stages[harmed]["name"],
                     "text": text,
-                    "kl_before": start,
+                    "kl_before": before,
                     "kl_damaged": damaged,
+                    "kl_left": left,
                     "kl_healed": healed,
-                    "fraction": (damaged - healed) / added if added > 0 else None,
+                    "fraction": _fraction(before, damaged, healed),
+                    "fraction_alone": _fraction(before, left, healed),
                 }
             )
     return found
+
+
+def _harmed(stages: Sequence[Mapping[str, Any]], index: int) -> int | None:
+    """Where the stage is whose damage stage `index` heals: only other healers of it may lie between."""
+    kind = HEALS.get(stages[index]["kind"])
+    while kind is not None and index > 0:
+        index -= 1
+        if stages[index]["kind"] == kind:
+            return index
+        if HEALS.get(stages[index]["kind"]) != kind:
+            return None
+    return None
+
+
+def _fraction(before: float, damaged: float, healed: float) -> float | None:
+    return (damaged - healed) / (damaged - before) if damaged > before else None

@@ -1,8 +1,8 @@
 """How encoded tensors lie on disk: bitsandbytes' own names, so that plain `from_pretrained` reads them.
 
-    NF4   <name>.weight uint8 [n / 2, 1], .absmax, .quant_map, .nested_absmax, .nested_quant_map,
-          .quant_state.bitsandbytes__nf4 (JSON as bytes)
-    INT8  <name>.weight int8 [out, in], <name>.SCB fp32 [out] (absmax per row), <name>.weight_format uint8 (0: row major)
+NF4   <name>.weight uint8 [n / 2, 1], .absmax, .quant_map, .nested_absmax, .nested_quant_map,
+      .quant_state.bitsandbytes__nf4 (JSON as bytes)
+INT8  <name>.weight int8 [out, in], <name>.SCB fp32 [out] (absmax per row), <name>.weight_format uint8 (0: row major)
 """
 
 from __future__ import annotations

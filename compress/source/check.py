@@ -82,6 +82,35 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def check_complete(folder: Path) -> None:
+    """Refuse a checkpoint that lacks a parameter of its architecture: transformers would start it at random.
+
+    Raises:
+        UserError: naming the first tensor that is missing, or of another shape.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from compress.arch import adapter_for
+
+    config = AutoConfig.from_pretrained(folder)
+    own_name = adapter_for(config).parameter
+    found: dict[str, list[int]] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as opened:
+            found |= {own_name(name): opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if found.get(name) != list(parameter.shape):
+            what = f"has shape {found[name]}, not {list(parameter.shape)}" if name in found else "is missing"
+            raise UserError(
+                f"The checkpoint in {folder} does not fit its config.json: tensor {name} {what}.",
+                "Copy the model again, or give another one: model.path=DIR_OR_ID.",
+            )
+
+
 def check_finite(folder: Path) -> None:
     """Refuse weights with NaN or infinite values. Reads everything, one tensor in memory at a time.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.source.check import check_finite, check_folder, weight_files
+from compress.source.check import check_complete, check_finite, check_folder, weight_files
 from compress.source.resolved import ResolvedModel
 
 logger = logging.getLogger("compress")
@@ -51,6 +51,7 @@ class HuggingFaceModel:
         else:
             folder, name = self._download(), self.path
         check_folder(folder)
+        check_complete(folder)
         check_finite(folder)
         source_bytes = sum(file.stat().st_size for file in weight_files(folder))
         return ResolvedModel(folder, name, source_bytes, "", _licence(folder))

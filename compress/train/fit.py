@@ -95,7 +95,7 @@ class StopOnNaN(Callback):
 def lightning_precision(precision: Precision, device: torch.device) -> str:
     """Lightning's name for the precision; `auto` is bf16 wherever the hardware multiplies it natively."""
     if precision is Precision.auto:
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
+        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
         precision = Precision.bf16 if native else Precision.fp32
     return "bf16-mixed" if precision is Precision.bf16 else "32-true"
 
@@ -155,7 +155,9 @@ class quiet_lightning:  # noqa: N801 - a context manager
     """Keeps Lightning's banners off the screen: what it would say is either shown by us or about settings of ours."""
 
     def __enter__(self) -> None:
-        self.loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")]
+        self.loggers = [
+            logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+        ]
         self.levels = [logger.level for logger in self.loggers]
         for logger in self.loggers:
             logger.setLevel(logging.ERROR)

@@ -56,7 +56,9 @@ def _find_class(target: str) -> Any:
         raise UserError(f"there is no optimizer {target!r}.", hint) from error
     # a name can be re-exported from anywhere: what counts is where the class itself comes from
     origin = getattr(found, "__module__", "")
-    allowed = inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) and origin.startswith(ALLOWED_PACKAGES)
+    allowed = (
+        inspect.isclass(found) and issubclass(found, torch.optim.Optimizer) and origin.startswith(ALLOWED_PACKAGES)
+    )
     if not allowed:
         raise UserError(f"{target!r} is not an optimizer.", hint)
     return found

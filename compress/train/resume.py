@@ -19,7 +19,10 @@ LONGEST = 55.0
 
 
 def saved_progress(scratch: Path) -> Path | None:
-    """The newest whole checkpoint in `scratch` (its name holds its hash: Lightning's own save has lost data silently)."""
+    """The newest whole checkpoint in `scratch`.
+
+    Its name holds its hash, since Lightning's own save has lost data silently.
+    """
     files = sorted(scratch.glob("progress-*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return next((file for file in files if file_digest(file) == file.stem.removeprefix("progress-")), None)
 

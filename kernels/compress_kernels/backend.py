@@ -15,7 +15,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from compress_kernels.native import CompilerMissingError, load_library
+from compress_kernels.native import NativeBuildError, load_library
 from compress_kernels.rows import RowRequest, RowResult
 
 BACKENDS: dict[str, str] = {
@@ -60,7 +60,7 @@ class Backend(Protocol):
 def _cpu_choice() -> str:
     try:
         load_library()
-    except CompilerMissingError as error:
+    except NativeBuildError as error:
         warnings.warn(f"compress_kernels: {error}; using the slower plain torch reference", stacklevel=2)
         return "reference"
     return "cpu"

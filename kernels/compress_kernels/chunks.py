@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WORKSPACE = 40 * 2**20
+WORKSPACE = 32 * 2**20
 """Bytes for one chunk's logits, student's and teacher's."""
 SLICE = 2**20
 """Elements of a head that are cast, or of its gradient that are formed, at a time."""

@@ -36,8 +36,8 @@ UNITS: dict[str, tuple[str, ...]] = {
 COMPILERS = ("cc", "gcc", "clang")
 
 
-class CompilerMissingError(RuntimeError):
-    """No C compiler that can build the kernels."""
+class NativeBuildError(RuntimeError):
+    """The C library cannot be built or loaded here; the message says why."""
 
 
 def cache_folder() -> Path:
@@ -50,13 +50,13 @@ def cache_folder() -> Path:
 
 
 def find_compiler() -> str:
-    """The path of a C compiler: `CC` if set, else the first of cc, gcc, clang. Raises CompilerMissingError."""
+    """The path of a C compiler: `CC` if set, else the first of cc, gcc, clang. Raises NativeBuildError."""
     chosen = os.environ.get("CC")
     for name in (chosen,) if chosen else COMPILERS:
         path = shutil.which(name)
         if path:
             return path
-    raise CompilerMissingError(f"no C compiler found (tried {chosen or ', '.join(COMPILERS)})")
+    raise NativeBuildError(f"no C compiler found (tried {chosen or ', '.join(COMPILERS)})")
 
 
 def _run(command: list[str]) -> str:
@@ -65,9 +65,9 @@ def _run(command: list[str]) -> str:
     except subprocess.CalledProcessError as error:
         detail = (error.stderr or "").strip().splitlines()
         reason = detail[0] if detail else f"status {error.returncode}"
-        raise CompilerMissingError(f"{command[0]} failed: {reason}") from error
+        raise NativeBuildError(f"{command[0]} failed: {reason}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompilerMissingError(f"{command[0]} failed: {error}") from error
+        raise NativeBuildError(f"{command[0]} failed: {error}") from error
     return done.stdout
 
 
@@ -81,12 +81,15 @@ def _library_path(compiler: str) -> Path:
 
 
 def build_library() -> Path:
-    """The compiled library's path, built now if the cache does not hold it. Raises CompilerMissingError."""
+    """The compiled library's path, built now if the cache does not hold it. Raises NativeBuildError."""
     compiler = find_compiler()
     target = _library_path(compiler)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NativeBuildError(f"cannot keep compiled kernels ({error}): set COMPRESS_CACHE to a folder") from error
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
         objects: list[str] = []
         for unit, flags in UNITS.items():
@@ -100,8 +103,12 @@ def build_library() -> Path:
 
 @cache
 def load_library() -> ctypes.CDLL:
-    """The loaded library, told of torch's OpenMP runtime if the process has one. Raises CompilerMissingError."""
-    library = ctypes.CDLL(str(build_library()))
+    """The loaded library, told of torch's OpenMP runtime if the process has one. Raises NativeBuildError."""
+    path = build_library()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeBuildError(f"cannot load {path} ({error}): set COMPRESS_CACHE to another folder") from error
     # torch loads its OpenMP runtime with global symbols; sharing it avoids a second pool fighting for the same cores.
     parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
     if parallel is not None:

@@ -24,7 +24,7 @@ def _codes(x, divisor, reciprocal, complete, bounds_ptr, order_ptr):  # type: ig
     return tl.load(order_ptr + position).to(tl.int32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def quantize_kernel(  # type: ignore[no-untyped-def]
     weights_ptr,
     given_ptr,
@@ -66,7 +66,7 @@ def quantize_kernel(  # type: ignore[no-untyped-def]
     tl.store(codes_ptr + row * (BLOCK // 2) + pair, packed, mask=even_at < count)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def dequantize_kernel(  # type: ignore[no-untyped-def]
     codes_ptr,
     absmax_ptr,
@@ -86,7 +86,7 @@ def dequantize_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def quantize_absmax_kernel(  # type: ignore[no-untyped-def]
     residual_ptr,
     lookup_ptr,
@@ -111,7 +111,7 @@ def quantize_absmax_kernel(  # type: ignore[no-untyped-def]
     tl.store(codes_ptr + at, tl.where(known, code, 0).to(tl.uint8), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def dequantize_absmax_kernel(  # type: ignore[no-untyped-def]
     codes_ptr,
     nested_ptr,

@@ -14,7 +14,7 @@ def _online(x, maximum, total):  # type: ignore[no-untyped-def]
     return wider, total * tl.exp(maximum - wider) + tl.sum(tl.exp(x - wider), axis=0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def divergence_kernel(  # type: ignore[no-untyped-def]
     student_ptr,
     teacher_ptr,

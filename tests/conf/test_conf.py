@@ -39,7 +39,7 @@ def test_every_yaml_composes(file: Path) -> None:
     elif group == "sweep":
         config = built("+pipeline=prune_distill", f"+{option(file)}")
     elif group in ("prune", "distill", "quant", "recover"):
-        config = built(*([f"+quant@stages.first=nf4"] if group == "recover" else []), f"+{group}@stages.it={file.stem}")
+        config = built(*(["+quant@stages.first=nf4"] if group == "recover" else []), f"+{group}@stages.it={file.stem}")
         assert type(config.stages["it"]) is STAGES[f"{group}/{file.stem}"]
     elif group == "export":
         config = built("+pipeline=nf4", f"export@export.hf={file.stem}")
@@ -90,7 +90,9 @@ def test_top_budget_reaches_every_training_stage_and_one_can_differ() -> None:
 
 
 def test_budget_scales() -> None:
-    tokens = [built("+pipeline=distill_only", f"budget={b}").train.tokens for b in ("smoke", "quick", "standard", "full")]
+    tokens = [
+        built("+pipeline=distill_only", f"budget={b}").train.tokens for b in ("smoke", "quick", "standard", "full")
+    ]
     assert tokens == sorted(tokens) and len(set(tokens)) == 4
 
 
@@ -128,7 +130,17 @@ def test_refused_in_words(case: str) -> None:
     assert said in str(caught.value), str(caught.value)
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "torch.optim.lr_scheduler.StepLR", "torch.optim.Nothing", "subprocess.Popen", "torch.optim.adamw.Tensor"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.optim.lr_scheduler.StepLR",
+        "torch.optim.Nothing",
+        "subprocess.Popen",
+        "torch.optim.adamw.Tensor",
+    ],
+)
 def test_config_cannot_name_any_callable(target: str) -> None:
     import torch
 

@@ -28,7 +28,9 @@ def artifact(tiny_llama: Path, tmp_path: Path) -> Path:
 def test_kl_against_an_independent_computation() -> None:
     torch.manual_seed(0)
     p, q = torch.randn(7, 11), torch.randn(7, 11)
-    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    expected = torch.nn.functional.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
     found = compare(p, q, 1.0)
     assert found.mean_kl == pytest.approx(float(expected.mean()), rel=1e-5)
     assert found.max_kl == pytest.approx(float(expected.max()), rel=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import compress_kernels as ck
 import torch
 from compress_kernels import reference, triton_backend
+from compress_kernels.codes import code_table
 from compress_kernels.rows import RowRequest
 from torch import Tensor
 
@@ -23,6 +24,17 @@ def check_blockwise() -> None:
                     if count == 5003:
                         w[7], w[300], w[64:128] = float("nan"), float("inf"), 0.0
                     check_tensor(w, block, kind)
+
+
+def check_bounds() -> None:
+    """Weights on a bound times a scale, where a product with the reciprocal and a quotient part ways."""
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("nf4", "fp4"):
+        bounds = code_table(kind, torch.device("cpu")).bounds
+        for scale in torch.rand(40, generator=generator):
+            near = torch.cat([scale.view(1), bounds * scale, torch.nextafter(bounds * scale, torch.ones(()))])
+            check_tensor(near, 64, kind)  # one incomplete block, which divides
+            check_tensor(torch.cat([near, near, near[:2]]), 64, kind)  # one complete block
 
 
 def check_tensor(w: Tensor, block: int, kind: str) -> None:
@@ -91,6 +103,7 @@ def check_public_functions() -> None:
 
 if __name__ == "__main__":
     check_blockwise()
+    check_bounds()
     check_rows()
     check_public_functions()
     print("equal")

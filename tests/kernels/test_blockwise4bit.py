@@ -168,8 +168,11 @@ def test_c_equals_reference(level: str, kind: str, dtype: torch.dtype, block: in
 
 
 def test_c_rounds_every_fp16_and_bf16_like_torch(level: str) -> None:
-    """The conversions of the C code over all magnitudes: a table value times powers of two into the subnormals."""
+    """The conversions of the C code over all magnitudes, subnormals and exact ties (NF4's 1.0 times the tie) too."""
     absmax = torch.logspace(-45, 38, 4096, base=10.0) * 1.2345
+    bits = absmax.view(torch.int32)
+    bits[1::3] = (bits[1::3] & ~0xFFFF) | 0x8000  # halfway between two bf16 numbers
+    bits[2::3] = (bits[2::3] & ~0x1FFF) | 0x1000  # halfway between two fp16 numbers
     packed = torch.arange(256, dtype=torch.uint8).repeat(16 * 16)[: 4096 * 16]
     for dtype in (torch.float16, torch.bfloat16):
         expected = reference.dequantize_4bit(packed, absmax, 4096 * 32, 32, "nf4", dtype)

@@ -40,10 +40,12 @@ def compile_kernel(kernel, pointers: dict[str, str], constants: dict[str, object
 
 def resources(compiled, folder: Path) -> dict[str, int]:
     """Registers per thread and bytes spilled, as ptxas reports them for the kernel's PTX."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
     ptx = compiled.asm["ptx"]
     source = folder / "kernel.ptx"
     source.write_text(ptx)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    tool = get_ptxas(compiled.metadata.target.arch).path  # not one tool: it depends on the architecture
     target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
     assert target is not None
     command = [tool, "-v", f"-arch={target[1]}", source, "-o", folder / "kernel.cubin"]

@@ -163,7 +163,7 @@ def test_too_little_memory_is_foreseen(
 def test_out_of_memory(
     model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import compress.train.fit as fit
+    from compress.train import fit
 
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
@@ -209,17 +209,21 @@ def test_alone_it_lists_the_pipelines(tmp_path: Path) -> None:
 
 
 def test_help_is_fast(tmp_path: Path) -> None:
-    import time
+    import resource
 
     typed("--help", cwd=tmp_path)
-    begin = time.monotonic()
+    # processor time, so that a busy machine does not fail the test; it is all the time there is on an idle one
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = typed("--help", cwd=tmp_path)
-    assert time.monotonic() - begin < 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
     assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
 
 
 def test_a_sweep_reports_a_failed_job_and_goes_on(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
     overrides = [o for o in tiny_run("nf4", tiny_llama, text_file, tmp_path) if not o.startswith("output=")]
-    done = typed("-m", *overrides, "stages.quant.block=48,64", "evaluate.prompts=[]", "evaluate.speed=false", cwd=tmp_path)
+    done = typed(
+        "-m", *overrides, "stages.quant.block=48,64", "evaluate.prompts=[]", "evaluate.speed=false", cwd=tmp_path
+    )
     assert done.returncode == 2 and "48" in done.stderr
     assert len(list(tmp_path.rglob("report.json"))) == 1

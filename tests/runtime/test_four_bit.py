@@ -61,4 +61,3 @@ def test_gradient_to_the_input_equals_the_dequantized_reference(nf4_folder: Path
         gradients.append(embedded.grad)
     error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
     assert error < 1e-4, float(error)
-

@@ -17,7 +17,9 @@ def test_equals_the_product_of_the_rounded(rows: int, bias: bool) -> None:
     w, b, x = torch.randn(48, 64), torch.randn(48) if bias else None, torch.randn(2, rows, 64)
     encoded = Int8().encode(w)
     layer = Int8Linear(encoded.parts["codes"], encoded.parts["absmax"], b)
-    expected = torch.nn.functional.linear(fake_quantize(x).double(), fake_quantize(w).double(), None if b is None else b.double())
+    expected = torch.nn.functional.linear(
+        fake_quantize(x).double(), fake_quantize(w).double(), None if b is None else b.double()
+    )
     torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-4)
 
 

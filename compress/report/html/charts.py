@@ -6,11 +6,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from compress.report.html.drawing import BAD, FIRST, INK, LINE, SECOND, SOFT, WIDTH, canvas
+from compress.report.html.drawing import BAD, FIRST, INK, LINE, SECOND, SOFT, TEXT_SIZE, WIDTH, Canvas, canvas
 from compress.report.html.markup import short
 
-ROW = 17
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROW = 18
 """Height of one bar."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Order in which the commonest projections compute; others follow as they come."""
@@ -31,6 +35,8 @@ def bars(
     name: str,
     label: str,
     rows: Sequence[tuple[str, Sequence[Bar]]],
+    *,
+    room: int = 1,
     mark: tuple[float, str] | None = None,
 ) -> str:
     """Rows of horizontal bars from zero, one row per stage, each bar with its figure at the end.
@@ -39,44 +45,59 @@ def bars(
         name: of the drawing.
         label: for who cannot see it.
         rows: name and bars of each row, from the top.
+        room: bars a row is high, so that the rows of two charts side by side are on one line.
         mark: a value to draw a line at, and what it is.
     """
+    if not rows:
+        return ""
     finite = [bar.value + bar.error for _, group in rows for bar in group if math.isfinite(bar.value + bar.error)]
     longest = max([*finite, mark[0] if mark else 0.0, 0.0]) or 1.0
-    count = sum(len(group) for _, group in rows)
-    gap = 0.6
-    with canvas(name, ROW * (count + gap * len(rows)) + (26 if mark else 8)) as chart:
+    pitch = room + 0.6
+    below = 1.0 if mark else 0.0
+    with canvas(name, ROW * (pitch * len(rows) + below) + 4) as chart:
         axes = chart.axes()
-        y, ticks = 0.0, []
-        for _, group in rows:
-            ticks.append(y + (len(group) - 1) / 2)
-            for bar in group:
-                drawn = bar.value if math.isfinite(bar.value) else 0.0
-                (patch,) = axes.barh(y, drawn, height=0.78, color=bar.colour)
-                chart.hint(patch, bar.hint)
-                end = drawn
-                if math.isfinite(bar.error) and bar.error > 0 and math.isfinite(bar.value):
-                    axes.plot([drawn - bar.error, drawn + bar.error], [y, y], color=INK, linewidth=1.2)
-                    end += bar.error
-                axes.annotate(
-                    bar.text, (end, y), (5, 0), textcoords="offset points", va="center_baseline", color=INK, fontsize=11.5
-                )
-                y += 1
-            y += gap
+        middles = [(index + 0.5) * pitch for index in range(len(rows))]
+        for middle, (_, group) in zip(middles, rows, strict=True):
+            for index, bar in enumerate(group):
+                draw_bar(chart, axes, bar, middle + index - (len(group) - 1) / 2)
+        axes.axvline(0, color=LINE, linewidth=1)
         if mark:
             axes.axvline(mark[0], color=SOFT, linewidth=1.2, linestyle=(0, (3, 3)))
             right = mark[0] > longest / 2
-            axes.annotate(
-                mark[1], (mark[0], y - 0.35), (-4 if right else 4, 0), textcoords="offset points", fontsize=11.5,
-                color=SOFT, va="center_baseline", ha="right" if right else "left",
-            )  # fmt: skip
-        axes.axvline(0, color=LINE, linewidth=1)
-        axes.set_yticks(ticks, [short(row) for row, _ in rows])
+            where = (mark[0], len(rows) * pitch + below / 2)
+            note(axes, mark[1], where, colour=SOFT, shift=-5 if right else 5)
+        axes.set_yticks(middles, [short(row) for row, _ in rows])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xticks([])
-        axes.set_xlim(0, longest * 1.36)
-        axes.set_ylim(y - gap / 2 + (0.6 if mark else -0.1), -0.6)
+        axes.set_xlim(0, longest * 1.4)
+        axes.set_ylim(len(rows) * pitch + below, 0)
         return chart.svg(label)
+
+
+def draw_bar(chart: Canvas, axes: Axes, bar: Bar, y: float) -> None:
+    """One bar; one that is not finite has no length, only its text."""
+    end = bar.value if math.isfinite(bar.value) else 0.0
+    (patch,) = axes.barh(y, end, height=0.8, color=bar.colour)
+    chart.hint(patch, bar.hint)
+    if math.isfinite(bar.value) and math.isfinite(bar.error) and bar.error > 0:
+        axes.plot([max(0.0, end - bar.error), end + bar.error], [y, y], color=INK, linewidth=1.2)
+        end += bar.error
+    note(axes, bar.text, (end, y), colour=INK, shift=5)
+
+
+def note(axes: Axes, text: str, where: tuple[float, float], *, colour: str, shift: float) -> None:
+    """Text beside a point: to its right, or to its left for a negative shift."""
+    side = "left" if shift > 0 else "right"
+    axes.annotate(
+        text,
+        where,
+        (shift, 0),
+        textcoords="offset points",
+        va="center_baseline",
+        ha=side,
+        color=colour,
+        fontsize=TEXT_SIZE,
+    )
 
 
 def training(name: str, label: str, curve: Sequence[Mapping[str, float]], stride: int) -> str:
@@ -113,16 +134,16 @@ def training(name: str, label: str, curve: Sequence[Mapping[str, float]], stride
         below.set_ylim(0, max(rates) * 1.1 or 1.0)
         below.set_yticks([0, max(rates)] if max(rates) > 0 else [0])
         for axes, title in ((above, "loss"), (below, "rate")):
-            axes.set_title(title, loc="left", fontsize=12, color=SOFT, pad=4)
+            axes.set_title(title, loc="left", fontsize=TEXT_SIZE, color=SOFT, pad=4)
             axes.grid(axis="y", color=LINE, linewidth=1)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         above.tick_params(axis="x", labelbottom=False)
-        below.set_xlabel("step", color=SOFT, fontsize=12)
+        below.set_xlabel("step", color=SOFT, fontsize=TEXT_SIZE)
         below.locator_params(axis="x", nbins=6, integer=True)
         if len(points) == 1:
             above.set_xlim(steps[0] - 1, steps[0] + 1)
             below.set_xticks(steps)
-        chart.points(above, steps, losses, [f"step {s}: loss {x:.4g}, rate {r:.3g}" for s, x, r in points])
+        chart.strips(above, steps, [f"step {s}: loss {x:.4g}, rate {r:.3g}" for s, x, r in points])
         return chart.svg(label)
 
 
@@ -152,12 +173,12 @@ def influence(name: str, label: str, values: Sequence[float], dropped: Sequence[
         axes.locator_params(axis="y", nbins=4)
         step = math.ceil(len(values) / 15)
         axes.set_xticks(range(0, len(values), step))
-        axes.set_xlabel("layer", color=SOFT, fontsize=12)
+        axes.set_xlabel("layer", color=SOFT, fontsize=TEXT_SIZE)
         return chart.svg(label)
 
 
 def by_layer(errors: Mapping[str, float]) -> tuple[list[int], list[str], dict[tuple[int, str], tuple[str, float]]]:
-    """Layers, projections, and (layer, projection) -> (weight's name, error). Weights outside the layers are left out."""
+    """Layers, projections, and (layer, projection) -> (weight's name, error); weights outside layers are left out."""
     parsed = []
     for name, error in errors.items():
         match = re.match(r"\D*?\.?(\d+)\.(.+)$", name)
@@ -180,34 +201,35 @@ def heatmap(name: str, label: str, errors: Mapping[str, float]) -> str:
     finite = [error for _, error in cells.values() if math.isfinite(error)]
     if not finite:
         return ""
-    low, high = min(finite), max(finite)
-    row = 20 if len(layers) <= 40 else 15
-    turned = len(columns) > 5 or any(len(column) > 9 for column in columns)
-    written = WIDTH / (len(columns) + 1) >= 34
-    with canvas(name, row * len(layers) + (62 if turned else 30)) as chart:
+    low, spread = min(finite), max(finite) - min(finite)
+    row = 19 if len(layers) <= 48 else 14
+    headings = [short(c.removesuffix("_proj") if c in PROJECTIONS else c, 24) for c in columns]
+    # a character is about 7 units wide
+    turned = 7 * max(map(len, headings)) > 0.9 * WIDTH / (len(columns) + 1)
+    written = WIDTH / (len(columns) + 1) >= 30
+    with canvas(name, row * len(layers) + 30 + (3.5 * max(map(len, headings)) if turned else 0)) as chart:
         axes = chart.axes()
         for (layer, column), (weight, error) in cells.items():
             x, y = columns.index(column), layers.index(layer)
-            strength = (error - low) / (high - low) if high > low else 0.5
             known = math.isfinite(error)
-            alpha = 0.07 + 0.55 * strength if known else 0.6
-            cell = Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=FIRST if known else BAD, alpha=alpha, linewidth=0)
+            strength = (error - low) / spread if known and spread > 0 else 0.5
+            colour, alpha = (FIRST, 0.07 + 0.55 * strength) if known else (BAD, 0.6)
+            cell = Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=colour, alpha=alpha, linewidth=0)
             axes.add_patch(cell)
             chart.hint(cell, f"{weight}: {100 * error:.2f}%")
             if written:
-                axes.text(
-                    x + 0.5, y + 0.5, f"{100 * error:.1f}", ha="center", va="center_baseline",
-                    fontsize=10.5 if row > 16 else 9.5, color=INK,
-                )  # fmt: skip
+                size = 11 if row > 16 else 9.5
+                text = f"{100 * error:.1f}"
+                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center_baseline", fontsize=size, color=INK)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(layers), 0)
         axes.set_yticks([y + 0.5 for y in range(len(layers))], [str(layer) for layer in layers])
         axes.xaxis.tick_top()
-        axes.set_xticks(
-            [x + 0.5 for x in range(len(columns))],
-            [short(column.removesuffix("_proj"), 26) for column in columns],
-            rotation=25 if turned else 0,
-            ha="left" if turned else "center",
-        )
-        axes.set_ylabel("layer", color=SOFT, fontsize=12)
+        axes.set_xticks([x + 0.5 for x in range(len(columns))], headings)
+        if turned:
+            axes.tick_params(axis="x", labelrotation=28)
+            for heading in axes.get_xticklabels():
+                heading.set_horizontalalignment("left")
+                heading.set_rotation_mode("anchor")
+        axes.set_ylabel("layer", color=SOFT, fontsize=TEXT_SIZE)
         return chart.svg(label)

@@ -13,14 +13,17 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from compress.report.html.markup import clean
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 400
+WIDTH = 350
 """Units across a chart. One unit is about one CSS pixel, on a phone too: labels keep their size there."""
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
 FIRST, SECOND, BAD = "#040404", "#050505", "#060606"
@@ -29,8 +32,6 @@ VARIABLES = {INK: "--ink", SOFT: "--soft", LINE: "--line", FIRST: "--first", SEC
 TEXT_SIZE = 12
 SVG = "{http://www.w3.org/2000/svg}"
 LINK = "{http://www.w3.org/1999/xlink}href"
-HIT = 7.0
-"""Radius of the invisible disc around a point of a curve that shows its value."""
 
 
 class Canvas:
@@ -39,7 +40,7 @@ class Canvas:
     def __init__(self, figure: Figure, name: str) -> None:
         self.figure = figure
         self.name = name
-        self.hints: dict[str, Sequence[str]] = {}
+        self.hints: dict[str, str] = {}
 
     def axes(self, position: Any = 111, **options: Any) -> Axes:
         """Axes without a frame, labelled in the page's colours."""
@@ -50,16 +51,17 @@ class Canvas:
         axes.tick_params(length=0, labelsize=TEXT_SIZE, labelcolor=SOFT)
         return axes
 
-    def hint(self, artist: Artist, *texts: str) -> None:
-        """Say `texts` when `artist` is pointed at: one for the whole, or one for each of its markers."""
+    def hint(self, artist: Artist, text: str) -> None:
+        """Say `text` when `artist` is pointed at."""
         gid = f"{self.name}-hint{len(self.hints)}"
         artist.set_gid(gid)
-        self.hints[gid] = texts
+        self.hints[gid] = clean(text)
 
-    def points(self, axes: Axes, x: Sequence[float], y: Sequence[float], texts: Sequence[str]) -> None:
-        """Make every point of a curve say its value."""
-        discs = axes.scatter(x, y, s=(2 * HIT) ** 2, color=INK, alpha=0.0, linewidths=0)
-        self.hint(discs, *texts)
+    def strips(self, axes: Axes, x: Sequence[float], texts: Sequence[str]) -> None:
+        """Say `texts` when the axes are pointed at, each from half-way to the point before to half-way to the next."""
+        middles = [(left + right) / 2 for left, right in pairwise(x)]
+        for left, right, text in zip([x[0] - 0.5, *middles], [*middles, x[-1] + 0.5], texts, strict=True):
+            self.hint(axes.axvspan(left, right, facecolor="none", linewidth=0, zorder=9), text)
 
     def svg(self, label: str) -> str:
         """The drawing, to be put into a page; `label` is read aloud in its place."""
@@ -67,7 +69,7 @@ class Canvas:
         with warnings.catch_warnings():
             # a glyph that matplotlib's font lacks is only measured wrongly: the browser draws the text
             warnings.filterwarnings("ignore", message="Glyph")
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            self.figure.savefig(buffer, format="svg")
         root = ET.fromstring(buffer.getvalue())
         self._tidy(root)
         width, height = root.get("viewBox", "").split()[2:]
@@ -76,7 +78,7 @@ class Canvas:
         return ET.tostring(root, encoding="unicode")
 
     def _tidy(self, root: ET.Element) -> None:
-        """Make plain HTML-embeddable elements of `root`: no namespaces, no ids but those in use, colours of the page."""
+        """Make plain elements for HTML of `root`: no namespaces, only ids that are in use, colours of the page."""
         for parent in root.iter():
             for child in [c for c in parent if c.tag == f"{SVG}metadata" or self._is_global_style(c)]:
                 parent.remove(child)
@@ -93,7 +95,11 @@ class Canvas:
             if element.tag == "text" and element.get("transform", "").startswith("rotate(-0 "):
                 del element.attrib["transform"]
             gid = element.attrib.pop("id", "")
-            self._say(element, self.hints.get(gid, ()))
+            if gid in self.hints:
+                title = ET.Element("title")
+                title.text = self.hints[gid]
+                element.insert(0, title)
+                element.set("pointer-events", "all")  # what is not painted can be pointed at, too
             if gid in used:
                 element.set("id", f"{self.name}-{gid}")
 
@@ -102,19 +108,11 @@ class Canvas:
         """Inside a page, matplotlib's `<style>*{...}</style>` would style the whole page."""
         return element.tag == f"{SVG}defs" and any(child.tag == f"{SVG}style" for child in element)
 
-    @staticmethod
-    def _say(element: ET.Element, texts: Sequence[str]) -> None:
-        """Give `element`, or its markers if there are as many as texts, a <title>."""
-        markers = [found for found in element.iter() if found.tag in ("use", f"{SVG}use")]
-        for place, text in zip(markers if len(markers) == len(texts) else [element], texts, strict=False):
-            title = ET.Element("title")
-            title.text = text
-            place.insert(0, title)
-
 
 def styled(style: str) -> str:
     """CSS of one element: placeholders become variables, and the font's name is left to the page."""
-    style = re.sub(r"font: (?:[\w ]*? )?([\d.]+)px [^;]*", r"font-size: \1px", style)
+    style = re.sub(r"font: (?:[\w ]*? )?([\d.]+px) [^;]*", r"font-size: \1", style)
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
     for colour, variable in VARIABLES.items():
         style = style.replace(colour, f"var({variable})")
     return style
@@ -131,7 +129,8 @@ def canvas(name: str, height: float) -> Iterator[Canvas]:
     import matplotlib
     from matplotlib.figure import Figure
 
-    ours = {
+    settings: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+    settings |= {
         "svg.fonttype": "none",
         "svg.hashsalt": "compress",
         "text.parse_math": False,
@@ -139,10 +138,9 @@ def canvas(name: str, height: float) -> Iterator[Canvas]:
         "font.size": TEXT_SIZE,
         "text.color": INK,
     }
-    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
-        matplotlib.rcParams.update(defaults | ours)
+        matplotlib.rcParams.update(settings)
         figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
         figure.patch.set_visible(False)
         figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]

@@ -1,0 +1,161 @@
+"""Closed-form compensation of a pruned model, layer by layer, with what the layers before it really give.
+
+For every layer that stays, two projections are solved by least squares so that the pruned model's residual stream
+follows the original's: the one that reads the heads and the one that reads the neurons. Inputs are those of the pruned,
+already compensated model; targets are the original's outputs, plus a part `absorb` of the drift that has built up in
+the stream (all of it would fit the noise of the text). Dropped layers are made up for by the layers after them.
+
+Least squares on the next projection: ZipLM (arXiv 2302.04089), FLAP (arXiv 2312.11983); sequential inputs: GPTQ
+(arXiv 2210.17323), here with targets from the dense stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.arch import adapter_for
+from compress.prune.least_squares import NormalEquations, token_weights
+from compress.train.module import last_hidden
+
+if TYPE_CHECKING:
+    from compress.prune.plan import Plan
+    from compress.stage import Advance
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the least squares are weighted."""
+
+    ridge: float = 0.1
+    absorb: float = 0.5
+    first_token: float = 16.0
+
+
+@dataclass
+class Layers:
+    """A model's layers, each callable alone on hidden states [1, length, width]."""
+
+    model: Any
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    embedded: Tensor
+    """Hidden states before the first layer, [windows, length, width]."""
+
+    @classmethod
+    def of(cls, model: Any, windows: Tensor) -> Layers:
+        """Record what the model calls its layers with; the same for all windows of one length."""
+        modules = adapter_for(model.config).modules
+        layers = list(model.get_submodule(modules.layers))
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[Tensor] = []
+
+        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+            if layer is layers[0]:
+                first.append(hidden)
+            if len(calls) < len(layers):
+                calls.append((rest, dict(kwargs)))
+
+        handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+        for window in windows:
+            last_hidden(model, window[None].to(model.device))
+        for handle in handles:
+            handle.remove()
+        return cls(model, calls, torch.cat(first))
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        """Layer `index` on one window."""
+        layers: Any = self.model.get_submodule(adapter_for(self.model.config).modules.layers)
+        args, kwargs = self.calls[index]
+        out = layers[index](hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def watching(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collects (input, output) of every call of `module`."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit, advance: Advance) -> None:
+    """Solve the projections of `student`, in place.
+
+    Args:
+        student: the pruned model.
+        teacher: the model it was cut from.
+        plan: how it was cut.
+        windows: calibration tokens [n, length].
+        fit: weights of the least squares.
+        advance: called with 1 for every layer of the teacher.
+    """
+    s, t = Layers.of(student, windows), Layers.of(teacher, windows)
+    modules = adapter_for(student.config).modules
+    kept = torch.tensor(plan.hidden, device=t.embedded.device)
+    x_s, x_t = s.embedded, t.embedded
+    for original in range(len(t.calls)):
+        heads_t = teacher.get_submodule(modules.head_outputs(original))
+        with watching(heads_t) as seen:
+            next_t = torch.cat([t.run(original, x[None]) for x in x_t])
+        o_t = torch.cat([out for _, out in seen])
+        if original in plan.layers:
+            index = plan.layers.index(original)
+            reduced = (x_t[..., kept], o_t[..., kept], next_t[..., kept])
+            x_s = _layer(s, index, x_s, reduced, fit)
+        x_t = next_t
+        advance(1)
+
+
+def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Tensor], fit: Fit) -> Tensor:
+    """Solve both projections of one layer; the stream after it."""
+    x_t, o_t, next_t = teacher
+    modules = adapter_for(s.model.config).modules
+    conv1d = modules.conv1d
+    heads: Any = s.model.get_submodule(modules.head_outputs(index))
+    neurons: Any = s.model.get_submodule(modules.neurons(index))
+
+    with watching(heads) as seen:
+        for x in x_s:
+            s.run(index, x[None])
+    drift = x_t.float() - x_s.float()
+    weights = token_weights(x_t.float() + o_t.float(), fit.first_token)
+    _solve(heads, seen, o_t.float() + fit.absorb * drift, weights, fit.ridge, conv1d)
+
+    with watching(heads) as attended, watching(neurons) as seen:
+        outs = torch.cat([s.run(index, x[None]) for x in x_s])
+    o_s = torch.cat([out for _, out in attended])
+    rest = outs.float() - torch.cat([out for _, out in seen]).float()
+    # what is left of the drift once attention has made up for its part
+    drift = (x_t.float() + o_t.float()) - (x_s.float() + o_s.float())
+    goal = next_t.float() - (1 - fit.absorb) * drift
+    _solve(neurons, seen, goal - rest, token_weights(next_t, fit.first_token), fit.ridge, conv1d)
+    return torch.cat([r[None] + neurons(a).float() for r, (a, _) in zip(rest, seen, strict=True)]).to(x_s.dtype)
+
+
+def _solve(
+    module: Any, seen: list[tuple[Tensor, Tensor]], targets: Tensor, weights: Tensor, ridge: float, conv1d: bool
+) -> None:
+    """Refit `module` (and its bias, as the weight of a constant input) to give `targets` [windows, length, width]."""
+    start = (module.weight.t() if conv1d else module.weight).float()
+    has_bias = module.bias is not None
+    if has_bias:
+        start = torch.cat([start, module.bias.float()[:, None]], 1)
+    equations = NormalEquations.empty(start.shape[1], start.shape[0], start.device)
+    for (a, _), t, w in zip(seen, targets, weights.view(len(targets), -1), strict=True):
+        rows = a.flatten(0, 1).float()
+        equations.add(torch.cat([rows, torch.ones_like(rows[:, :1])], 1) if has_bias else rows, t, w)
+    solved = equations.solve(start, ridge)
+    if has_bias:
+        module.bias.copy_(solved[:, -1])
+        solved = solved[:, :-1]
+    module.weight.copy_(solved.t() if conv1d else solved)

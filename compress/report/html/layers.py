@@ -1,0 +1,184 @@
+"""The second half of the page: what happened inside the model, what it says, the artifacts, and how to repeat it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from compress.report import format as form
+from compress.report.html import charts
+from compress.report.html.drawing import SECOND
+from compress.report.html.markup import (
+    bullets,
+    esc,
+    facts,
+    figure,
+    figures,
+    legend,
+    paragraph,
+    section,
+    table,
+)
+
+WIDTHS = {"layers": "layers", "mlp": "MLP neurons", "heads": "KV groups", "hidden": "hidden channels"}
+LOOP = 0.3
+"""From this share of repeated 4-grams on, an answer is marked as going in circles."""
+
+
+def inside(report: Mapping[str, Any]) -> str:
+    """Per-layer charts of every stage that says something about layers."""
+    parts = []
+    for index, stage in enumerate(report["stages"]):
+        if "widths" in stage["details"]:
+            parts.append(pruning(index, stage))
+        if "relative_error" in stage["details"]:
+            parts.append(quantization(index, stage))
+    return section("layers", "Layer by layer", *parts)
+
+
+def pruning(index: int, stage: Mapping[str, Any]) -> str:
+    """What a pruning stage took away."""
+    details = stage["details"]
+    before, after = details["widths_before"], details["widths"]
+    rows = []
+    for key, full in before.items():
+        name, kept = WIDTHS.get(key, key), after[key]
+        bar = charts.Bar(kept / full if full else 0.0, f"{kept} of {full}", f"{name}: {kept} of {full} kept")
+        rows.append((name, [bar]))
+    share = details["kept_fraction"]
+    rows.append(("parameters", [charts.Bar(share, f"{share:.1%}", f"{share:.2%} of the parameters kept", SECOND)]))
+    dropped = details["dropped_layers"]
+    gone = f"Layers dropped: {', '.join(map(str, dropped))}." if dropped else "No layer was dropped."
+    scores = details.get("layer_influence") or []
+    influence = charts.influence(
+        f"influence{index}", "Bar chart: influence of every layer before pruning", scores, dropped
+    )
+    return f"<h3>{esc(stage['name'])}: what was removed</h3>" + figures(
+        figure(
+            f"chart-widths{index}",
+            "What was kept",
+            charts.bars(f"widths{index}", "Bar chart: what was kept of every width", rows),
+            f"{gone} Parameters are counted without embedding and head.",
+        ),
+        figure(
+            f"chart-influence{index}",
+            "Influence of each layer",
+            influence,
+            "1 − cosine of what enters and what leaves the layer, on calibration text; numbered as in the original.",
+            legend(("first", "kept"), ("dropped", "dropped")) if dropped else "",
+        ),
+    )
+
+
+def quantization(index: int, stage: Mapping[str, Any]) -> str:
+    """How far each weight is from what it was."""
+    details = stage["details"]
+    errors: Mapping[str, float] = details["relative_error"]
+    finite = [(value, name) for name, value in errors.items() if math.isfinite(value)]
+    sentences = []
+    if finite:
+        worst, least = max(finite), min(finite)
+        sentences.append(f"From {least[0]:.2%} ({least[1]}) to {worst[0]:.2%} ({worst[1]}).")
+    broken = [name for name, value in errors.items() if not math.isfinite(value)]
+    if broken:
+        sentences.append(f"Not finite: {', '.join(broken[:5])}{' and more' if len(broken) > 5 else ''}.")
+    if details.get("bits_per_weight"):
+        sentences.append(f"{details['bits_per_weight']:.2f} bits per encoded weight, scales included.")
+    if details.get("left_dense"):
+        sentences.append(
+            f"{len(details['left_dense'])} linear layers stayed dense: their shapes cannot run on this grid."
+        )
+    chart = charts.heatmap(
+        f"errors{index}", "Heat map: relative quantization error of every projection of every layer", errors
+    )
+    drawn = figure(
+        f"chart-errors{index}",
+        "Relative error of each weight, per cent",
+        chart,
+        "‖W − Q(W)‖ / ‖W‖. The fullest colour is the largest error here, the palest the smallest. "
+        "Layers as numbered at this stage.",
+    )
+    return f"<h3>{esc(stage['name'])}: what rounding moved</h3>" + figures(drawn, f"<div>{bullets(sentences)}</div>")
+
+
+def answers(report: Mapping[str, Any]) -> str:
+    """What both models say to the same prompts."""
+    pairs = [
+        f"<h3>{esc(before['prompt'])}</h3>"
+        f'<div class="pair">{answer("original", before)}{answer("compressed", after)}</div>'
+        for before, after in zip(report["baseline"]["answers"], report["final"]["answers"], strict=True)
+    ]
+    said = "Greedy decoding. “Repeats” is the share of four-word sequences an answer has already said."
+    return section("answers", "What they say", paragraph(said, "note") if pairs else "", *pairs)
+
+
+def answer(who: str, said: Mapping[str, Any]) -> str:
+    """One answer with how much it repeats itself."""
+    kind = ' class="loop"' if said["repetition"] >= LOOP else ""
+    text = f'<p dir="auto">{esc(said["answer"])}</p>' if said["answer"].strip() else "<p><em>(nothing)</em></p>"
+    rate = f"<span{kind}>repeats {said['repetition']:.0%}</span>"
+    return f'<div class="answer"><header><b>{esc(who)}</b>{rate}</header>{text}</div>'
+
+
+def tasks(report: Mapping[str, Any]) -> str:
+    """Scores on benchmark tasks."""
+    rows = form.task_rows(report)
+    return section("tasks", "Tasks", table("Task scores", form.TASK_HEADER, rows) if rows else "")
+
+
+def artifacts(report: Mapping[str, Any]) -> str:
+    """What can be shipped, with the figures of its round trip."""
+    parts = []
+    for artifact in report["artifacts"]:
+        first = artifact["first_difference"]
+        pairs: list[tuple[str, object]] = [
+            ("verdict", "verified" if artifact["verified"] else f"FAILED: {artifact['error']}"),
+            ("format", artifact["format"] + (", adapter beside the base" if artifact.get("adapter") else "")),
+            ("size", f"{form.size(artifact['bytes'])} ({artifact['bytes']} bytes)"),
+            ("mean KL to the pipeline's model", f"{artifact['mean_kl']:.2e}"),
+            ("largest KL of a position", f"{artifact['max_kl']:.2e}"),
+            ("top-1 agreement", f"{artifact['top1_agreement']:.1%}"),
+            ("first different token", "none" if first is None else f"at position {first}"),
+            ("loaded in", form.duration(artifact["load_seconds"]) if artifact["loaded"] else "it does not load"),
+            ("sha256 of the weights", artifact["sha256"]),
+            ("where", artifact["path"]),
+        ]
+        parts.append(f"<h3>{esc(artifact['name'])}</h3>" + facts(pairs))
+    return section("artifacts", "Artifacts", *parts)
+
+
+def reproduce(report: Mapping[str, Any]) -> str:
+    """Everything needed to make it again."""
+    model, text = report["model"], report["text"]
+    pairs: list[tuple[str, object]] = [
+        ("seed", report["seed"]),
+        ("device", f"{report['device']}, {report['threads']} threads, {report['machine']}"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items())),
+        ("model", f"{model['name']}, licence: {model['licence'] or 'not stated'}. {model['note']}".strip()),
+        ("text", f"{text['name']}: {text['origin']}"),
+        ("text's fingerprint", text["fingerprint"]),
+        ("protocol", report["protocol"]),
+        ("took", form.duration(report["seconds"])),
+        ("where", report["output"]),
+    ]
+    fields = "".join(
+        f"<details><summary><b>{esc(stage['name'])}</b> ({esc(stage['kind'])}), {esc(took(stage))}</summary>"
+        f"<pre>{esc(json.dumps(stage['fields'], indent=2, ensure_ascii=False))}</pre>"
+        f'<p class="note">Key {esc(stage["key"])}</p></details>'
+        for stage in report["stages"]
+    )
+    return section(
+        "reproduce",
+        "To make it again",
+        f"<pre>{esc(report['command'])}</pre>",
+        facts(pairs),
+        f"<h3>Settings of every stage</h3>{fields}" if fields else "",
+    )
+
+
+def took(stage: Mapping[str, Any]) -> str:
+    """Time and memory of a stage."""
+    stored = ", taken from the store" if stage["cached"] else ""
+    return f"{form.duration(stage['seconds'])}, peak memory {form.size(stage['peak_rss_bytes'])}{stored}"

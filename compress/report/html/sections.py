@@ -1,0 +1,174 @@
+"""The first half of the page: what came of the run, what each stage cost and won back, and how training went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from compress.report import format as form
+from compress.report.html import charts
+from compress.report.html.drawing import FIRST, SECOND
+from compress.report.html.markup import bullets, esc, figure, figures, legend, paragraph, section, table
+
+TEXTS = (("", "held-out", FIRST), ("second_", "other text", SECOND))
+"""Prefix of the figures on a text, its name, its colour."""
+
+
+def headline(report: Mapping[str, Any]) -> str:
+    """Which model, what was done to it, and the figures most people come for."""
+    model, final, baseline = report["model"], report["final"], report["baseline"]
+    chain = " → ".join(stage["name"] for stage in report["stages"]) or "nothing"
+    tiles = [
+        tile("size", form.size(final["bytes"]), form.size(baseline["bytes"]), fewer(baseline["bytes"], final["bytes"])),
+        tile(
+            "perplexity",
+            f"{final['ppl']:.2f}",
+            f"{baseline['ppl']:.2f}",
+            f"{final['ppl_ratio']:.3f} times the original's",
+        ),
+        tile(
+            "KL to the original",
+            kl(final["kl_to_teacher"]),
+            kl(baseline["kl_to_teacher"]),
+            f"± {kl(final['kl_stderr'])} nats per token; other text {kl(final['second_kl_to_teacher'])}",
+        ),
+        tile(
+            "top-1 agreement",
+            f"{100 * final['top1_agreement']:.1f}%",
+            f"{100 * baseline['top1_agreement']:.0f}%",
+            f"other text {100 * final['second_top1_agreement']:.1f}%",
+        ),
+    ]
+    before, after = baseline.get("speed"), final.get("speed")
+    if before and after:
+        old, new = before["decode_tokens_per_second"], after["decode_tokens_per_second"]
+        prefill = f"prefill {before['prefill_tokens_per_second']:.0f} → {after['prefill_tokens_per_second']:.0f}"
+        tiles.append(tile("decode, tokens/s", f"{new:.1f}", f"{old:.1f}", prefill))
+    of_source = final["bytes_of_source_file"]
+    share = f"The result takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
+    share += f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else "."
+    return (
+        f"<header><h1>{esc(model['name'])}</h1>"
+        + paragraph(f"Compressed by {report['pipeline']}: {chain}.", "lead")
+        + f'<div class="tiles">{"".join(tiles)}</div>'
+        + verdict(report)
+        + paragraph(share, "note")
+        + "</header>"
+    )
+
+
+def tile(label: str, now: str, before: str, remark: str) -> str:
+    """One big figure."""
+    return (
+        f'<div class="tile"><span class="label">{esc(label)}</span><b>{esc(now)}</b>'
+        f"<span>from {esc(before)}</span><span>{esc(remark)}</span></div>"
+    )
+
+
+def fewer(before: float, after: float) -> str:
+    """How many times smaller."""
+    if before <= 0 or after <= 0:
+        return ""
+    return f"{before / after:.1f} times smaller" if after <= before else f"{after / before:.1f} times larger"
+
+
+def kl(value: float) -> str:
+    """Nats; small ones with an exponent, so that they are not shown as none."""
+    if value == 0:
+        return "0"
+    return f"{value:.3f}" if value >= 0.001 or not math.isfinite(value) else f"{value:.1e}"
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """May the artifacts be shipped?"""
+    blocks = []
+    for artifact, sentence in zip(report["artifacts"], form.verdicts(report), strict=True):
+        kind, word, role = ("good", "✓ Verified", "status") if artifact["verified"] else ("bad", "✗", "alert")
+        blocks.append(f'<div class="verdict {kind}" role="{role}"><b>{word}</b>{esc(sentence)}</div>')
+    return "".join(blocks) or '<div class="verdict none">No artifact was written, so none was verified.</div>'
+
+
+def stages(report: Mapping[str, Any]) -> str:
+    """KL and size along the chain, the main table, and what was won back."""
+    named = [("original", report["baseline"])]
+    named += [(stage["name"], stage["metrics"]) for stage in report["stages"]]
+    named += [(f"artifact {a['name']}", a["metrics"]) for a in report["artifacts"] if a["metrics"]]
+    divergence = charts.bars(
+        "kl",
+        "Bar chart: KL to the original after every stage, on the held-out and on the other text",
+        [(name, [divergence_bar(name, figures, *text) for text in TEXTS]) for name, figures in named],
+        room=len(TEXTS),
+    )
+    source = report["model"]["bytes"]
+    other_size = source and abs(source - report["baseline"]["bytes"]) > 0.01 * source
+    sizes = charts.bars(
+        "bytes",
+        "Bar chart: size after every stage",
+        [(name, [size_bar(name, figures)]) for name, figures in named],
+        room=len(TEXTS),
+        mark=(source, f"source file {form.size(source)}") if other_size else None,
+    )
+    return section(
+        "stages",
+        "What each stage cost and won back",
+        figures(
+            figure(
+                "chart-kl",
+                "KL to the original, nats per token",
+                divergence,
+                "Lower is better; the thin line is one standard error to each side.",
+                legend(("first", "held-out text"), ("second", "other text")),
+            ),
+            figure("chart-size", "Size", sizes, legend=legend(("first", "weights as stored, embeddings included"))),
+        ),
+        table("Figures after every stage", form.HEADER, form.main_table(report)),
+        bullets(sentence.replace("->", "→") for sentence in form.fractions(report)),
+    )
+
+
+def divergence_bar(name: str, found: Mapping[str, Any], prefix: str, text: str, colour: str) -> charts.Bar:
+    """KL of one row on one text."""
+    value, error = found[prefix + "kl_to_teacher"], found[prefix + "kl_stderr"]
+    said = f"{name}, {text}: KL {kl(value)} ± {kl(error)}, perplexity {found[prefix + 'ppl']:.2f}"
+    return charts.Bar(value, kl(value), said, colour, error)
+
+
+def size_bar(name: str, found: Mapping[str, Any]) -> charts.Bar:
+    """Size of one row."""
+    said = f"{name}: {form.size(found['bytes'])}, {form.number(found['params'])} parameters"
+    return charts.Bar(found["bytes"], form.size(found["bytes"]), said)
+
+
+def training(report: Mapping[str, Any]) -> str:
+    """A curve for every stage that trained."""
+    drawn = []
+    for index, stage in enumerate(report["stages"]):
+        details = stage["details"]
+        curve = details.get("curve")
+        if not curve:
+            continue
+        # every so many steps have one point, the first step the first
+        stride = math.ceil(details["steps"] / len(curve))
+        chart = charts.training(
+            f"curve{index}", f"Line chart: loss and learning rate over the steps of {stage['name']}", curve, stride
+        )
+        drawn.append(figure(f"chart-curve{index}", f"{stage['name']} ({stage['kind']})", chart, told(details, chart)))
+    return section("training", "Training", figures(*drawn))
+
+
+def told(details: Mapping[str, Any], chart: str) -> str:
+    """How much was trained, in a sentence or two."""
+    curve = details["curve"]
+    parts = [f"{details['steps']} steps, {form.number(details['train_tokens'])} tokens"]
+    if details["tokens_per_second"]:
+        parts.append(f"{details['tokens_per_second']:.0f} tokens/s")
+    if details["resumed_at_step"]:
+        parts.append(f"went on at step {details['resumed_at_step']} after an interruption")
+    sentence = ", ".join(parts) + "."
+    lost = sum(not math.isfinite(point["loss"]) for point in curve)
+    if lost:
+        sentence += f" The loss of {lost} of {len(curve)} points is not finite; they are not drawn."
+    if chart and len(curve) - lost >= 20:
+        sentence += " Thick line: running mean."
+    return sentence

@@ -6,7 +6,7 @@ rule every second moment, so they are left out of all statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 WINDOW = 512
 SINK_TOKENS = 4
 """Positions at the start of each window that no statistic counts."""
+
+GRAM_BYTES = 1 << 30
+"""Gram matrices held at a time; a model with more is walked through several times."""
+Grams = dict[str, Tensor]
 
 Observer = Callable[[Tensor, Tensor], None]
 """Gets a module's input and output [batch, sequence, features], sinks left out."""
@@ -68,21 +72,43 @@ def _showing(observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], 
     return hook
 
 
-def input_rms(checkpoint: Checkpoint, paths: Sequence[str], context: Context, tokens: int) -> dict[str, Tensor]:
-    """Root mean square [in] of every input feature of the linear layers at `paths`."""
+def input_grams(checkpoint: Checkpoint, widths: dict[str, int], context: Context, tokens: int) -> Iterator[Grams]:
+    """Second moments x^T x / n [in, in] of the inputs of linear layers, as many at a time as fit in `GRAM_BYTES`.
+
+    Args:
+        checkpoint: the model that is run.
+        widths: path of a linear layer -> number of its inputs.
+        context: of the stage.
+        tokens: calibration tokens.
+    """
     windows = calibration_windows(context, tokens)
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    model = load_model(checkpoint.folder, device=context.fabric.device)
+    parts = in_parts(widths)
+    with context.progress.bar("measuring inputs", len(windows) * len(parts)) as advance:
+        for part in parts:
+            sums = {path: torch.zeros(widths[path], widths[path], device=context.fabric.device) for path in part}
+            walk(model, windows, {path: _adds_gram(total) for path, total in sums.items()}, advance)
+            count = len(windows) * (windows.shape[1] - SINK_TOKENS)
+            yield {path: total.div_(count) for path, total in sums.items()}
 
-    def observe(path: str) -> Observer:
-        def observer(x: Tensor, _: Tensor) -> None:
-            rows = x.float().flatten(0, 1)
-            sums[path] = sums.get(path, torch.zeros(rows.shape[1], device=rows.device)) + rows.square().sum(0)
-            counts[path] = counts.get(path, 0) + len(rows)
 
-        return observer
+def in_parts(widths: dict[str, int]) -> list[list[str]]:
+    """Paths in order, cut so that the fp32 matrices of each part take at most `GRAM_BYTES` (or it is a single one)."""
+    parts: list[list[str]] = [[]]
+    taken = 0
+    for path, width in widths.items():
+        size = 4 * width * width
+        if parts[-1] and taken + size > GRAM_BYTES:
+            parts.append([])
+            taken = 0
+        parts[-1].append(path)
+        taken += size
+    return parts
 
-    with context.progress.bar("measuring inputs", len(windows)) as advance:
-        model = load_model(checkpoint.folder, device=context.fabric.device)
-        walk(model, windows, {path: observe(path) for path in paths}, advance)
-    return {path: (sums[path] / counts[path]).sqrt() for path in paths}
+
+def _adds_gram(total: Tensor) -> Observer:
+    def observer(x: Tensor, _: Tensor) -> None:
+        rows = x.float().flatten(0, 1)
+        total.addmm_(rows.t(), rows)
+
+    return observer

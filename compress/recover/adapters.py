@@ -7,10 +7,11 @@ import shutil
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
-from compress.calibrate import input_rms
+from compress.calibrate import input_grams
 from compress.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, write_config
 from compress.errors import UserError
 from compress.quiet import quiet_transformers
@@ -42,28 +43,30 @@ def start_from_residual(model: Any, checkpoint: Checkpoint, context: Context, to
         model: with adapters on.
         checkpoint: the quantized one.
         context: knows the dense model the codes were made from.
-        tokens: inputs are weighted by their size on this much calibration text; 0 for no weighting.
+        tokens: the error is weighted by the inputs on this much calibration text; 0 for no weighting.
     """
     if context.dense is None:
         raise UserError("the dense model of this quantized one is not known.", "Start with recover start=zero.")
     architecture = adapter_for(checkpoint.config)
-    conv1d = architecture.modules.conv1d
     stored_names = {architecture.parameter(name): name for name in context.dense.shards}
-    paths = linear_paths(checkpoint.config)
-    rms = input_rms(context.dense, paths, context, tokens) if tokens else {}
-    dense = context.dense.read
-    with context.progress.bar("adapters from the residual", len(paths)) as advance:
-        for path in paths:
-            layer = model.get_submodule(path)
-            advance(1)
-            if not is_four_bit(layer.base_layer):
-                continue  # left dense: nothing was thrown away
-            weight = dense(stored_names[f"{path}.weight"])
-            residual = (weight.t() if conv1d else weight).float() - dequantized(layer.base_layer)
-            a, b = low_rank(residual, layer.r["default"], rms.get(path))
-            with torch.no_grad():
-                layer.lora_A["default"].weight.copy_(a / layer.scaling["default"])
-                layer.lora_B["default"].weight.copy_(b)
+    # what is left dense has lost nothing
+    layers = {path: model.get_submodule(path) for path in linear_paths(checkpoint.config)}
+    layers = {path: layer for path, layer in layers.items() if is_four_bit(layer.base_layer)}
+    widths = {path: layer.in_features for path, layer in layers.items()}
+    parts = input_grams(context.dense, widths, context, tokens) if tokens else iter([dict.fromkeys(layers)])
+    for grams in parts:
+        with context.progress.bar("adapters from the residual", len(grams)) as advance:
+            for path, gram in grams.items():
+                weight = context.dense.read(stored_names[f"{path}.weight"]).float()
+                _start(layers[path], weight.t() if architecture.modules.conv1d else weight, gram)
+                advance(1)
+
+
+@torch.no_grad()
+def _start(layer: Any, weight: Tensor, gram: Tensor | None) -> None:
+    a, b = low_rank(weight - dequantized(layer.base_layer), layer.r["default"], gram)
+    layer.lora_A["default"].weight.copy_(a / layer.scaling["default"])
+    layer.lora_B["default"].weight.copy_(b)
 
 
 def write_adapters(adapted: Any, base: Checkpoint, context: Context) -> Checkpoint:

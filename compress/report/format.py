@@ -59,15 +59,22 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
     """One sentence for every entry of `won_back`."""
     sentences = []
     for entry in report["won_back"]:
-        stage, harmed, fraction = entry["stage"], entry["of"], entry["fraction"]
+        stage, harmed, fraction, alone = entry["stage"], entry["of"], entry["fraction"], entry["fraction_alone"]
         text = "other text" if entry["text"] == "other text" else f"{entry['text']} text"
+        path = [entry["kl_before"], entry["kl_damaged"], entry["kl_healed"]]
         if fraction is None or not math.isfinite(fraction):
             said = f"{harmed} added no KL on the {text} that {stage} could take away"
         elif fraction < 0:
-            said = f"{stage} added another {-100 * fraction:.0f}% to the KL that {harmed} added on the {text}"
-        else:
+            said = f"{stage} leaves {-100 * fraction:.0f}% more than the KL that {harmed} added on the {text}"
+        elif entry["kl_left"] == entry["kl_damaged"]:
             said = f"{stage} took away {100 * fraction:.0f}% of the KL that {harmed} added on the {text}"
-        sentences.append(f"{said} ({entry['kl_before']:.3f} -> {entry['kl_damaged']:.3f} -> {entry['kl_healed']:.3f}).")
+        else:
+            # others healed before it: what is gone by now is not its work alone
+            path.insert(2, entry["kl_left"])
+            said = f"after {stage}, {100 * fraction:.0f}% of the KL that {harmed} added on the {text} is gone"
+            if alone is not None and math.isfinite(alone):
+                said += f"; {stage} itself took away {100 * alone:.0f}% of what it was given"
+        sentences.append(f"{said} ({' -> '.join(f'{kl:.3f}' for kl in path)}).")
     return sentences
 
 

@@ -58,7 +58,7 @@ def test_no_healer_right_behind_what_it_heals(kinds: list[str]) -> None:
     ("healed", "said"),
     [
         (0.2, "heal took away 75% of the KL that cut added on the held-out text (0.000 -> 0.800 -> 0.200)."),
-        (1.0, "heal added another 25% to the KL that cut added on the held-out text (0.000 -> 0.800 -> 1.000)."),
+        (1.0, "heal leaves 25% more than the KL that cut added on the held-out text (0.000 -> 0.800 -> 1.000)."),
         (float("nan"), "cut added no KL on the held-out text that heal could take away (0.000 -> 0.800 -> nan)."),
     ],
 )
@@ -67,3 +67,18 @@ def test_told(healed: float, said: str) -> None:
     sentences = form.fractions({"won_back": won_back(BASELINE, rows)})
     assert sentences[0] == said
     assert "heal took away 50% of the KL that cut added on the other text" in sentences[1]
+
+
+def test_two_healers_of_one_damage() -> None:
+    rows = chain(("cut", "prune", 1.0, 1.0), ("solve", "compensate", 0.5, 0.5), ("heal", "distill", 0.1, 0.6))
+    found = won_back(BASELINE, rows)
+    assert [entry["stage"] for entry in found] == ["solve", "solve", "heal", "heal"]
+    assert [entry["of"] for entry in found] == ["cut"] * 4
+    assert [entry["fraction"] for entry in found] == pytest.approx([0.5, 0.5, 0.9, 0.4])
+    assert [entry["fraction_alone"] for entry in found] == pytest.approx([0.5, 0.5, 0.8, -0.2])
+    sentences = form.fractions({"won_back": found})
+    assert sentences[0].startswith("solve took away 50% of the KL that cut added on the held-out text")
+    assert sentences[2] == (
+        "after heal, 90% of the KL that cut added on the held-out text is gone; heal itself took away 80% of what it "
+        "was given (0.000 -> 1.000 -> 0.500 -> 0.100)."
+    )

@@ -128,6 +128,7 @@ def canvas(name: str, height: float) -> Iterator[Canvas]:
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     settings: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
     settings |= {
@@ -141,7 +142,7 @@ def canvas(name: str, height: float) -> Iterator[Canvas]:
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
         matplotlib.rcParams.update(settings)
-        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
+        layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout=layout)
         figure.patch.set_visible(False)
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # type: ignore[union-attr, call-arg]
         yield Canvas(figure, name)

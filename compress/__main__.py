@@ -34,6 +34,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # transformers starts threads in tokenizers; a later fork (a fresh process for verification) would warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # OpenMP threads that spin at a barrier while their sibling has lost its core cost seconds on a shared machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     register()
     statuses: list[int] = []
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compress.data.windows import joined_windows
+from compress.data.windows import cut_to, joined_windows
 from compress.runtime.loading import load_model
 from compress.train.module import last_hidden
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
     from compress.stage import Advance, Context
 
-WINDOW = 512
+WINDOW = 256
 SINK_TOKENS = 4
 """Positions at the start of each window that no statistic counts."""
 
@@ -34,15 +34,18 @@ Observer = Callable[[Tensor, Tensor], None]
 
 
 def calibration_windows(context: Context, tokens: int) -> Tensor:
-    """Windows [n, WINDOW] of the calibration text."""
+    """Windows [n, WINDOW]: calibration text, and for up to half of them the original's own."""
     limit = getattr(context.original.config, "max_position_embeddings", None) or WINDOW
-    return joined_windows(
+    length = min(WINDOW, limit)
+    own = cut_to(context.own_text(), length)[: tokens // (2 * length)]
+    text = joined_windows(
         context.corpus.calibration,
         context.original.tokenizer(),
-        length=min(WINDOW, limit),
-        tokens=max(tokens, min(WINDOW, limit)),
-        setting="calibration window",
+        length=length,
+        tokens=max(tokens - own.numel(), length),
+        setting="the calibration window",
     )
+    return torch.cat([text, own])
 
 
 @torch.no_grad()

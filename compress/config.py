@@ -51,6 +51,22 @@ OTHERS: dict[str, type[Any]] = {
 }
 
 
+@dataclass
+class OwnText:
+    """Text the original writes itself, mixed into calibration and training: holds it where it was on other texts."""
+
+    tokens: int = 12288
+    """Tokens in all; 0 for none."""
+    length: int = 256
+    """Tokens per window."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0 or self.length < 8:
+            raise UserError(
+                f"own_text.tokens={self.tokens} must not be negative, own_text.length={self.length} at least 8."
+            )
+
+
 class Mode(str, Enum):
     """What the command does."""
 
@@ -75,6 +91,7 @@ class Config:
     data: Any = None
     second: Any = None
     """A text of another kind, never trained on: what a model loses there is what training on `data` hides."""
+    own_text: OwnText = field(default_factory=OwnText)
     teacher: Any = None
     """The model to be like; by default the one the run starts from. +model@teacher=hf teacher.path=DIR_OR_ID"""
     stages: dict[str, Any] = field(default_factory=dict)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import NOT_CARRIED, tensor_digests, weight_files, weights_key
-from compress.stage import DENSE_PARENT, TEACHER, TEXT, Stage
+from compress.checkpoint import NOT_CARRIED, Checkpoint, tensor_digests, weight_files, weights_key
+from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "lightning", "safetensors")
 WITHOUT_EFFECT = frozenset({"checkpoint_seconds"})
 """Fields that change how a result is made, but not the result."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A checkpoint with what identifies it."""
+
+    checkpoint: Checkpoint
+    weights: str
+    sidecars: str
+
+    @property
+    def key(self) -> dict[str, str]:
+        """For the key of the next stage."""
+        return {"weights": self.weights, "sidecars": self.sidecars}
 
 
 def library_versions() -> dict[str, str]:
@@ -59,8 +73,15 @@ def source_key(folder: Path, store: Store) -> str:
     return str(found["weights"])
 
 
-def stage_key(stage: Stage, parent: Mapping[str, str], inputs: Mapping[str, Any], run: Mapping[str, Any]) -> str:
-    """Key of a stage's result.
+def known_source(folder: Path, name: str, store: Store) -> Known:
+    """A dense model from outside the store."""
+    return Known(Checkpoint(folder, frozenset({DENSE}), name), source_key(folder, store), sidecars_key(folder))
+
+
+def stage_inputs(
+    stage: Stage, parent: Mapping[str, str], inputs: Mapping[str, Any], run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything a stage's result depends on: `content_key` of it is the key of the result.
 
     Args:
         stage: with its resolved fields.
@@ -69,13 +90,5 @@ def stage_key(stage: Stage, parent: Mapping[str, str], inputs: Mapping[str, Any]
         run: seed, versions, device, threads, kernel backend.
     """
     read = {name: inputs[name] for name in sorted(stage.reads & {TEXT, TEACHER, DENSE_PARENT})}
-    return content_key(
-        {
-            "kind": stage.kind,
-            "version": stage.version,
-            "fields": stage_fields(stage),
-            "parent": parent,
-            "reads": read,
-            **run,
-        }
-    )
+    fields = stage_fields(stage)
+    return {"kind": stage.kind, "version": stage.version, "fields": fields, "parent": parent, "reads": read, **run}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,32 +14,20 @@ from compress.checkpoint import Checkpoint
 from compress.config import Config
 from compress.errors import UserError
 from compress.evaluate.evaluator import SECOND, Evaluator
-from compress.keys import library_versions, sidecars_key, source_key, stage_fields, stage_key
+from compress.keys import Known, known_source, library_versions, sidecars_key, stage_fields, stage_inputs
 from compress.memory import PeakMemory
+from compress.own_text import own_text
 from compress.paths import cache_folder
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage
-from compress.store import Store
+from compress.store import Store, content_key
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from torch import Tensor
 
     from compress.data import Corpus
 
 log = logging.getLogger("compress")
-
-
-@dataclass(frozen=True)
-class Known:
-    """A checkpoint with what identifies it."""
-
-    checkpoint: Checkpoint
-    weights: str
-    sidecars: str
-
-    @property
-    def key(self) -> dict[str, str]:
-        """For the key of the next stage."""
-        return {"weights": self.weights, "sidecars": self.sidecars}
 
 
 class Run:
@@ -53,6 +41,7 @@ class Run:
         self.store = Store(self.cache / "store")
         self.begin = time.monotonic()
         self.rows: list[dict[str, Any]] = []
+        self._written: Tensor | None = None
         self.threads = config.threads or preparation.available_threads()
 
     def execute(self) -> dict[str, Any]:
@@ -89,18 +78,22 @@ class Run:
     def _start(self) -> None:
         """Load what is asked for, and refuse what cannot work, before anything is computed."""
         config = self.config
-        self.progress.say("reading model and text (fetched once, then from the cache)")
-        self.source = config.model.resolve()
-        teacher = config.teacher.resolve() if config.teacher is not None else self.source
-        self.first = self._known(self.source.folder)
-        self.original = self._known(teacher.folder)
+        with self.progress.bar("reading the model (fetched once, then from the cache)", 1) as advance:
+            self.source = config.model.resolve()
+            teacher = config.teacher.resolve() if config.teacher is not None else self.source
+            advance(1)
+        self.first = known_source(self.source.folder, self.source.name, self.store)
+        self.original = known_source(teacher.folder, teacher.name, self.store)
         self._check_plans()
         parameters = self._parameters()
         preparation.check_memory(config.stages, parameters)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
-        self.corpus: Corpus = config.data.load()
-        second: Corpus = config.second.load()
+        with self.progress.bar("reading the text (fetched once, then from the cache)", 2) as advance:
+            self.corpus: Corpus = config.data.load()
+            advance(1)
+            second: Corpus = config.second.load()
+            advance(1)
         self.device = preparation.check_device(config.device.value)
         self.fabric = self._fabric()
         self.run_key = self._run_key()
@@ -118,10 +111,6 @@ class Run:
             device=self.fabric.device,
         )
         self.evaluator.check_texts()
-
-    def _known(self, folder: Path) -> Known:
-        checkpoint = Checkpoint(folder, frozenset({DENSE}), self.source.name)
-        return Known(checkpoint, source_key(folder, self.store), sidecars_key(folder))
 
     def _parameters(self) -> int:
         from compress.evaluate.size import count_parameters
@@ -159,14 +148,20 @@ class Run:
 
     def _stage(self, name: str, stage: Stage, current: Known, dense: Known) -> Known:
         """The result of one stage, from the store or made now; its row goes into the report."""
-        reads = {TEXT: self.corpus.fingerprint, TEACHER: self.original.key, DENSE_PARENT: dense.key}
-        key = stage_key(stage, current.key, reads, self.run_key)
+        own = asdict(self.config.own_text) | {"original": self.original.key}
+        reads = {
+            TEXT: {"text": self.corpus.fingerprint, "own": own},
+            TEACHER: self.original.key,
+            DENSE_PARENT: dense.key,
+        }
+        inputs = stage_inputs(stage, current.key, reads, self.run_key)
+        key = content_key(inputs)
         self._title(name, stage)
         with self.store.locked(key):
             record = self.store.find(key)
             cached = record is not None
             if record is None:
-                record = self._make(name, stage, key, current, dense)
+                record = self._make(name, stage, inputs, current, dense)
         checkpoint = Checkpoint(self.store.folder(key), frozenset(record["traits"]), self.source.name)
         known = Known(checkpoint, record["weights"], sidecars_key(checkpoint.folder))
         quality = self.evaluator.quality(checkpoint, known.weights + known.sidecars)
@@ -188,7 +183,8 @@ class Run:
         self._say_quality(quality, cached)
         return known
 
-    def _make(self, name: str, stage: Stage, key: str, current: Known, dense: Known) -> dict[str, Any]:
+    def _make(self, name: str, stage: Stage, inputs: dict[str, Any], current: Known, dense: Known) -> dict[str, Any]:
+        key = content_key(inputs)
         begin = time.monotonic()
         with self.store.writing(key) as folder, PeakMemory() as memory:
             context = Context(
@@ -197,6 +193,7 @@ class Run:
                 original=self.original.checkpoint,
                 dense=dense.checkpoint if dense is not current else None,
                 corpus=self.corpus,
+                own_text=self._own_text,
                 fabric=self.fabric,
                 progress=self.progress,
                 seed=self.config.seed,
@@ -206,12 +203,21 @@ class Run:
             facts = {
                 "name": name,
                 "kind": stage.kind,
+                "inputs": inputs,
                 "traits": sorted(result.traits),
                 "metrics": metrics,
                 "seconds": time.monotonic() - begin,
                 "peak_rss_bytes": memory.peak_bytes,
             }
             return self.store.commit(key, folder, facts)
+
+    def _own_text(self) -> Tensor:
+        """What the original writes, from the store or written now."""
+        settings = self.config.own_text
+        if self._written is None:
+            key = content_key({"own": asdict(settings), "original": self.original.key, **self.run_key})
+            self._written = own_text(self.store, key, settings, self.original.checkpoint, self.fabric, self.progress)
+        return self._written
 
     def _export(self, current: Known) -> list[dict[str, Any]]:
         """Write, reload and measure every artifact."""
@@ -224,13 +230,13 @@ class Run:
         ]
 
     def _report(self, current: Known, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
-        from compress.report.build import build_report
+        from compress.report.build import Facts, build_report
 
         measured = [artifact["metrics"] for artifact in artifacts if artifact["metrics"]]
         final = measured[0] if measured else self.rows[-1]["metrics"]
         weights = current.weights + current.sidecars
         behaviour = self.evaluator.behaviour(current.checkpoint, weights)
-        return build_report(
+        facts = Facts(
             config=self.config,
             source=self.source,
             corpus=self.corpus,
@@ -242,6 +248,7 @@ class Run:
             output=self.output,
             seconds=time.monotonic() - self.begin,
         )
+        return build_report(facts)
 
     def _title(self, name: str, stage: Stage | None) -> None:
         title = name if stage is None or stage.kind == name else f"{name} ({stage.kind})"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from torch import Tensor
 
     from compress.checkpoint import Checkpoint
     from compress.data import Corpus
@@ -74,6 +75,8 @@ class Context:
     dense: Checkpoint | None
     """The last checkpoint before quantization, if there was one."""
     corpus: Corpus
+    own_text: Callable[[], Tensor]
+    """Tokens [n, length] that the original has written itself; made once and kept. Empty if none is wanted."""
     fabric: Fabric
     progress: Progress
     seed: int = 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compress.losses.logits import Logits
 from compress.stage import DENSE, TEACHER, TEXT, Context, Metrics
-from compress.train.settings import Training
+from compress.train.settings import Schedule, Training
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Distill:
-    """Trains all weights of the student to give the teacher's distribution (Minitron, arXiv 2407.14679, sec. 4)."""
+    """Trains the layers of the student to give the teacher's distribution (Minitron, arXiv 2407.14679, sec. 4)."""
 
-    train: Training = field(default_factory=Training)
+    embeddings: bool = False
+    """Train embedding and head too. Left as they are, a step is a tenth faster, and pruning has not touched them."""
+    train: Training = field(default_factory=lambda: Training(rate=2e-4, schedule=Schedule.linear))
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "distill"
@@ -34,5 +36,8 @@ class Distill:
 
         windows = windows_for(self.train, context)
         student = load_student(checkpoint, context)
+        if not self.embeddings:
+            student.get_input_embeddings().requires_grad_(False)
+            student.get_output_embeddings().requires_grad_(False)
         fitted = fit(student, load_teacher(context), self.loss, windows, self.train, context)
         return write_dense(student, checkpoint, context), fitted.metrics()

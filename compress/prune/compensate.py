@@ -12,7 +12,7 @@ Least squares on the next projection: ZipLM (arXiv 2302.04089), FLAP (arXiv 2312
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from compress.stage import Advance
 
 
+BATCH = 4
+"""Windows that go through a layer together."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """How the least squares are weighted."""
@@ -39,7 +43,7 @@ class Fit:
 
 @dataclass
 class Layers:
-    """A model's layers, each callable alone on hidden states [1, length, width]."""
+    """A model's layers, each callable alone on hidden states [batch, length, width]."""
 
     model: Any
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -69,11 +73,31 @@ class Layers:
         return cls(model, calls, torch.cat(first))
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
-        """Layer `index` on one window."""
+        """Layer `index` on some windows."""
         layers: Any = self.model.get_submodule(adapter_for(self.model.config).modules.layers)
         args, kwargs = self.calls[index]
         out = layers[index](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+
+class EnoughSeen(Exception):  # noqa: N818 - no error: it ends a layer once what was wanted is known
+    """Leaves a layer early."""
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the input of every call of `module`, and leaves the layer there."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+        raise EnoughSeen
+
+    handle = module.register_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -106,7 +130,7 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
     for original in range(len(t.calls)):
         heads_t = teacher.get_submodule(modules.head_outputs(original))
         with watching(heads_t) as seen:
-            next_t = torch.cat([t.run(original, x[None]) for x in x_t])
+            next_t = torch.cat([t.run(original, x) for x in torch.split(x_t, BATCH)])
         o_t = torch.cat([out for _, out in seen])
         if original in plan.layers:
             index = plan.layers.index(original)
@@ -124,36 +148,39 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
     heads: Any = s.model.get_submodule(modules.head_outputs(index))
     neurons: Any = s.model.get_submodule(modules.neurons(index))
 
-    with watching(heads) as seen:
-        for x in x_s:
-            s.run(index, x[None])
+    with inputs_of(heads) as attended:
+        for x in torch.split(x_s, BATCH):
+            with suppress(EnoughSeen):
+                s.run(index, x)
     drift = x_t.float() - x_s.float()
     weights = token_weights(x_t.float() + o_t.float(), fit.first_token)
-    _solve(heads, seen, o_t.float() + fit.absorb * drift, weights, fit.ridge, conv1d)
+    _solve(heads, attended, o_t.float() + fit.absorb * drift, weights, fit.ridge, conv1d)
 
-    with watching(heads) as attended, watching(neurons) as seen:
-        outs = torch.cat([s.run(index, x[None]) for x in x_s])
-    o_s = torch.cat([out for _, out in attended])
+    with watching(heads) as read, watching(neurons) as seen:
+        outs = torch.cat([s.run(index, x) for x in torch.split(x_s, BATCH)])
+    o_s = torch.cat([out for _, out in read])
     rest = outs.float() - torch.cat([out for _, out in seen]).float()
     # what is left of the drift once attention has made up for its part
     drift = (x_t.float() + o_t.float()) - (x_s.float() + o_s.float())
     goal = next_t.float() - (1 - fit.absorb) * drift
-    _solve(neurons, seen, goal - rest, token_weights(next_t, fit.first_token), fit.ridge, conv1d)
-    return torch.cat([r[None] + neurons(a).float() for r, (a, _) in zip(rest, seen, strict=True)]).to(x_s.dtype)
+    activations = [a for a, _ in seen]
+    _solve(neurons, activations, goal - rest, token_weights(next_t, fit.first_token), fit.ridge, conv1d)
+    return (rest + torch.cat([neurons(a) for a in activations]).float()).to(x_s.dtype)
 
 
-def _solve(
-    module: Any, seen: list[tuple[Tensor, Tensor]], targets: Tensor, weights: Tensor, ridge: float, conv1d: bool
-) -> None:
+def _solve(module: Any, inputs: list[Tensor], targets: Tensor, weights: Tensor, ridge: float, conv1d: bool) -> None:
     """Refit `module` (and its bias, as the weight of a constant input) to give `targets` [windows, length, width]."""
     start = (module.weight.t() if conv1d else module.weight).float()
     has_bias = module.bias is not None
     if has_bias:
         start = torch.cat([start, module.bias.float()[:, None]], 1)
     equations = NormalEquations.empty(start.shape[1], start.shape[0], start.device)
-    for (a, _), t, w in zip(seen, targets, weights.view(len(targets), -1), strict=True):
+    for a, t, w in zip(
+        inputs, torch.split(targets, BATCH), torch.split(weights.view(len(targets), -1), BATCH), strict=True
+    ):
         rows = a.flatten(0, 1).float()
-        equations.add(torch.cat([rows, torch.ones_like(rows[:, :1])], 1) if has_bias else rows, t, w)
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) if has_bias else rows
+        equations.add(rows, t.flatten(0, 1), w.flatten())
     solved = equations.solve(start, ridge)
     if has_bias:
         module.bias.copy_(solved[:, -1])

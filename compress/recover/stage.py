@@ -27,13 +27,13 @@ class Start(str, Enum):
 class QLoRA:
     """LoRA in bf16 beside NF4 weights; only the adapters train."""
 
-    rank: int = 32
+    rank: int = 16
     """Rank of every adapter."""
-    alpha: float = 32.0
+    alpha: float = 16.0
     """Adapters are scaled by alpha / rank."""
     start: Start = Start.weighted
-    """zero: as published; residual: from the quantization error (LoftQ); weighted: that error as the inputs see it (QERA)."""
-    calibration_tokens: int = 16384
+    """zero: as published; residual: from the error (LoftQ); weighted: as inputs see it (QERA)."""
+    calibration_tokens: int = 8192
     """Tokens the inputs are measured on, for start=weighted."""
     train: Training = field(default_factory=lambda: Training(rate=5e-4))
     loss: Logits = field(default_factory=Logits)

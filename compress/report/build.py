@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,32 +17,32 @@ if TYPE_CHECKING:
     from compress.source import ResolvedModel
 
 
-def build_report(
-    *,
-    config: Config,
-    source: ResolvedModel,
-    corpus: Corpus,
-    run: dict[str, Any],
-    baseline: dict[str, Any],
-    stages: list[dict[str, Any]],
-    final: dict[str, Any],
-    artifacts: list[dict[str, Any]],
-    output: Path,
-    seconds: float,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Facts:
+    """What the pipeline knows at the end of a run."""
+
+    config: Config
+    source: ResolvedModel
+    corpus: Corpus
+    run: dict[str, Any]
+    baseline: dict[str, Any]
+    stages: list[dict[str, Any]]
+    final: dict[str, Any]
+    artifacts: list[dict[str, Any]]
+    output: Path
+    seconds: float
+
+
+def build_report(facts: Facts) -> dict[str, Any]:
     """Everything a run found out, JSON-able."""
-    final = final | {
-        "bytes_of_bf16_original": final["bytes"] / baseline["bytes_bf16"],
-        "bytes_of_source_file": final["bytes"] / source.source_bytes if source.source_bytes else None,
-        "ppl_ratio": final["ppl"] / baseline["ppl"],
-    }
+    config, source, baseline, final = facts.config, facts.source, facts.baseline, facts.final
     return {
         "pipeline": config.name,
         "command": " ".join(["python -m compress", *map(shlex.quote, sys.argv[1:])]),
         "seed": config.seed,
-        "versions": {"python": platform.python_version(), **run["versions"]},
-        "device": run["device"],
-        "threads": run["threads"],
+        "versions": {"python": platform.python_version(), **facts.run["versions"]},
+        "device": facts.run["device"],
+        "threads": facts.run["threads"],
         "machine": f"{platform.machine()} {platform.system()}",
         "model": {
             "name": source.name,
@@ -49,22 +50,29 @@ def build_report(
             "note": source.source_note,
             "licence": source.licence,
         },
-        "text": {"name": corpus.name, "origin": corpus.origin, "fingerprint": corpus.fingerprint},
+        "text": {"name": facts.corpus.name, "origin": facts.corpus.origin, "fingerprint": facts.corpus.fingerprint},
         "protocol": protocol(config, baseline),
         "baseline": baseline,
-        "stages": stages,
-        "won_back": won_back(baseline, stages),
-        "final": final,
-        "artifacts": artifacts,
-        "output": str(output),
-        "seconds": seconds,
+        "stages": facts.stages,
+        "won_back": won_back(baseline, facts.stages),
+        "final": final
+        | {
+            "bytes_of_bf16_original": final["bytes"] / baseline["bytes_bf16"],
+            "bytes_of_source_file": final["bytes"] / source.source_bytes if source.source_bytes else None,
+            "ppl_ratio": final["ppl"] / baseline["ppl"],
+        },
+        "artifacts": facts.artifacts,
+        "output": str(facts.output),
+        "seconds": facts.seconds,
     }
 
 
 def protocol(config: Config, baseline: dict[str, Any]) -> str:
     """One sentence without which a perplexity means nothing."""
+    windows = f"{baseline['windows']} + {baseline['second_windows']}"
+    scored = f"{baseline['scored_tokens']} + {baseline['second_scored_tokens']}"
     return (
-        f"Held-out text joined as it stands, {baseline['windows']} + {baseline['second_windows']} non-overlapping "
-        f"windows of at most {config.evaluate.window} tokens ({baseline['scored_tokens']} + {baseline['second_scored_tokens']} "
-        "scored, the first of each window not), logits in the type of the weights, log-probabilities in fp32."
+        f"Held-out text joined as it stands, {windows} non-overlapping windows of at most {config.evaluate.window} "
+        f"tokens ({scored} scored, the first of each window not), logits in the type of the weights, "
+        "log-probabilities in fp32."
     )

@@ -73,7 +73,8 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
             path.insert(2, entry["kl_left"])
             said = f"after {stage}, {100 * fraction:.0f}% of the KL that {harmed} added on the {text} is gone"
             if alone is not None and math.isfinite(alone):
-                said += f"; {stage} itself took away {100 * alone:.0f}% of what it was given"
+                did = "took away" if alone >= 0 else "added another"
+                said += f"; {stage} itself {did} {abs(100 * alone):.0f}% of what it was given"
         sentences.append(f"{said} ({' -> '.join(f'{kl:.3f}' for kl in path)}).")
     return sentences
 

@@ -62,16 +62,4 @@ def quoted(text: str) -> str:
 
 def tasks(report: Mapping[str, Any]) -> str:
     """Task scores with standard errors."""
-    before, after = report["baseline"]["tasks"], report["final"]["tasks"]
-
-    def cell(scores: Mapping[str, float], metric: str) -> str:
-        error = scores.get(f"{metric}_stderr")
-        return f"{scores[metric]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-
-    rows = [
-        (f"{task} {metric}", cell(before[task], metric), cell(scores, metric))
-        for task, scores in after.items()
-        for metric in scores
-        if not metric.endswith("_stderr")
-    ]
-    return table(("task", "original", "compressed"), rows)
+    return table(form.TASK_HEADER, form.task_rows(report))

@@ -7,7 +7,9 @@ on the Q4_1 grid, so asymmetric INT4 in groups of 32 loses nothing on it: a figu
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import json
 import logging
 import shutil
@@ -104,7 +106,8 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    with quiet_transformers():
+    # the GGUF reader has a bar of its own, on standard error
+    with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):
         # decoded in float32 and rounded once
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

@@ -37,6 +37,8 @@ class Training:
     """Windows per optimizer step."""
     accumulate: int = 1
     """Micro-batches a step is computed in; must divide `batch`. More of them need less memory."""
+    own_share: float = 0.25
+    """Fraction of the windows that are text the original has written itself."""
     rate: float = 3e-4
     """Peak learning rate."""
     warmup: float = 0.1
@@ -70,6 +72,8 @@ class Training:
             raise UserError(f"train.final_rate={self.final_rate} is a fraction of the peak rate: from 0 to 1.")
         if not self.clip > 0:
             raise UserError(f"train.clip={self.clip} must be above zero.")
+        if not 0 <= self.own_share <= 1:
+            raise UserError(f"train.own_share={self.own_share} is a fraction: from 0 to 1.")
         if self.checkpoint_seconds < 0:
             raise UserError(f"train.checkpoint_seconds={self.checkpoint_seconds} must not be negative.")
 

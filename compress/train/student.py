@@ -8,7 +8,7 @@ import torch
 
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint, TensorWriter, write_config
-from compress.data.windows import training_windows
+from compress.data.windows import mixed, training_windows
 from compress.runtime.loading import load_model
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def load_student(checkpoint: Checkpoint, context: Context) -> Any:
 def windows_for(settings: Training, context: Context) -> Windows:
     """The training text in windows."""
     context.progress.say(f"reading {settings.tokens:,} training tokens of {context.corpus.name}")
-    return training_windows(
+    text = training_windows(
         context.corpus.train,
         context.original.tokenizer(),
         length=settings.length,
@@ -39,6 +39,7 @@ def windows_for(settings: Training, context: Context) -> Windows:
         seed=context.seed,
         setting="train.length",
     )
+    return mixed(text, context.own_text(), settings.own_share, context.seed)
 
 
 def write_dense(model: Any, source: Checkpoint, context: Context) -> Checkpoint:

@@ -12,6 +12,7 @@ FAST = (
     "evaluate.decode_tokens=2",
     "train.tokens=2000",
     "train.length=64",
+    "own_text.tokens=512",
     "threads=1",
 )
 

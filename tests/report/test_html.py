@@ -179,6 +179,7 @@ def test_what_is_referred_to_is_there() -> None:
     referred = re.findall(r"(?:href=\"|url\()#([\w-]+)", page)
     assert len(set(referred)) > 3
     assert set(referred) <= set(Page(page).ids)
+    assert page.count("<use ") == len(re.findall(r"<use [^>]*href=\"#", page)) > 0
 
 
 def test_what_html_cannot_hold_is_shown() -> None:

@@ -82,3 +82,4 @@ def test_two_healers_of_one_damage() -> None:
         "after heal, 90% of the KL that cut added on the held-out text is gone; heal itself took away 80% of what it "
         "was given (0.000 -> 1.000 -> 0.500 -> 0.100)."
     )
+    assert "heal itself added another 20% of what it was given" in sentences[3]

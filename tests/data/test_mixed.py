@@ -1,0 +1,38 @@
+"""Windows of two texts: the share is kept, nothing is joined, nothing leaks."""
+
+from __future__ import annotations
+
+import torch
+
+from compress.data.windows import Windows, cut_to, mixed
+
+
+def text(n: int, length: int) -> Windows:
+    return Windows(torch.full((n, length), 7, dtype=torch.int32), torch.full((n,), length, dtype=torch.int32))
+
+
+def test_cut_to() -> None:
+    windows = torch.arange(20).view(2, 10)
+    assert cut_to(windows, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [10, 11, 12, 13], [14, 15, 16, 17]]
+    assert torch.equal(cut_to(windows, 10), windows) and torch.equal(cut_to(windows, 64), windows)
+
+
+def test_share_and_order() -> None:
+    own = torch.full((3, 8), 5)
+    found = mixed(text(40, 8), own, 0.25, seed=0)
+    from_own = (found.ids == 5).all(1)
+    assert int(from_own.sum()) == 10 and len(found.ids) == 40
+    assert not bool(from_own[-10:].all()), "not shuffled"
+    assert torch.equal(found.ids, mixed(text(40, 8), own, 0.25, seed=0).ids)
+
+
+def test_shorter_windows_are_padded_and_say_so() -> None:
+    found = mixed(text(4, 12), torch.full((2, 8), 5), 0.5, seed=0)
+    rows = found.ids[:, 0] == 5
+    assert found.lengths[rows].tolist() == [8, 8] and bool((found.ids[rows][:, :8] == 5).all())
+
+
+def test_no_own_text_or_no_share_changes_nothing() -> None:
+    windows = text(4, 8)
+    assert mixed(windows, torch.zeros(0, 8), 0.5, 0) is windows
+    assert mixed(windows, torch.zeros(2, 8), 0.0, 0) is windows

@@ -1,0 +1,133 @@
+"""Closed-form compensation: the optimum where one is known, and what it wins on a real forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from compress.arch import adapter_for
+from compress.prune.compensate import Fit, compensate
+from compress.prune.least_squares import NormalEquations, token_weights
+from compress.prune.plan import Plan
+from compress.prune.surgery import prune_tensor
+from compress.train.module import last_hidden
+from tests.models import tiny
+
+WINDOWS = torch.randint(3, 300, (24, 48), generator=torch.Generator().manual_seed(0))
+
+
+def nothing(units: float) -> None:
+    del units
+
+
+def test_finds_the_map_that_made_the_targets() -> None:
+    torch.manual_seed(0)
+    a, w = torch.randn(400, 12), torch.randn(5, 12)
+    equations = NormalEquations.empty(12, 5)
+    equations.add(a[:200], a[:200] @ w.T, torch.rand(200) + 0.1)
+    equations.add(a[200:], a[200:] @ w.T, torch.rand(200) + 0.1)
+    torch.testing.assert_close(equations.solve(torch.zeros(5, 12), 1e-8), w, rtol=1e-4, atol=1e-4)
+
+
+def test_equals_weighted_least_squares() -> None:
+    torch.manual_seed(0)
+    a, t, weights = torch.randn(100, 6), torch.randn(100, 3), torch.rand(100)
+    equations = NormalEquations.empty(6, 3)
+    equations.add(a, t, weights)
+    root = weights.sqrt()[:, None]
+    expected = torch.linalg.lstsq(root * a, root * t).solution.T
+    torch.testing.assert_close(equations.solve(torch.zeros(3, 6), 1e-9), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_strong_ridge_keeps_the_start() -> None:
+    torch.manual_seed(0)
+    equations = NormalEquations.empty(6, 3)
+    equations.add(torch.randn(100, 6), torch.randn(100, 3), torch.ones(100))
+    start = torch.randn(3, 6)
+    torch.testing.assert_close(equations.solve(start, 1e6), start, rtol=1e-3, atol=1e-3)
+
+
+def test_what_cannot_be_solved_keeps_the_start() -> None:
+    equations = NormalEquations.empty(4, 2)
+    equations.add(torch.full((8, 4), float("nan")), torch.ones(8, 2), torch.ones(8))
+    start = torch.ones(2, 4)
+    assert torch.equal(equations.solve(start, 0.1), start)
+
+
+def test_massive_tokens_do_not_rule() -> None:
+    stream = torch.ones(1, 5, 8)
+    stream[0, 2] *= 1000
+    weights = token_weights(stream, first=1.0)
+    assert weights[2] * 1000**2 == pytest.approx(float(weights[1]))
+
+
+def twinned(family: str) -> tuple[Any, Any]:
+    """A model whose second half of neurons fire exactly as the first: half of them can go without loss."""
+    config, model = tiny(family)
+    modules = adapter_for(config).modules
+    for layer in range(adapter_for(config).shape(config).layers):
+        for name in modules.mlp[:-1]:
+            projection: Any = model.get_submodule(f"{modules.layer(layer)}.{name}")
+            rows = projection.weight.data.t() if modules.conv1d else projection.weight.data
+            half = len(rows) // 2
+            rows[half:] = rows[:half]
+            if projection.bias is not None:
+                projection.bias.data[half:] = projection.bias.data[:half]
+    return config, model
+
+
+def cut(config: Any, original: Any, plan: Plan) -> Any:
+    """The pruned model."""
+    from transformers import AutoModelForCausalLM
+
+    architecture = adapter_for(config)
+    pruned = AutoModelForCausalLM.from_config(architecture.pruned_config(config, plan), dtype=torch.float32).eval()
+    state = {}
+    for name, tensor in original.state_dict().items():
+        kept = prune_tensor(name, tensor, plan, architecture, config)
+        if kept is not None:
+            state[kept[0]] = kept[1].clone()
+    pruned.load_state_dict(state)
+    return pruned
+
+
+def error(original: Any, pruned: Any) -> float:
+    """Relative error of the last hidden states on windows that nothing was fitted on."""
+    fresh = torch.randint(3, 300, (8, 48), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        a, b = last_hidden(original, fresh), last_hidden(pruned, fresh)
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-biases", "qwen2", "smollm3", "gpt2", "gpt_neox", "gpt_neox-serial"])
+def test_what_can_be_made_up_for_is(family: str) -> None:
+    config, original = twinned(family)
+    shape = adapter_for(config).shape(config)
+    half = tuple(range(shape.mlp // 2))
+    plan = replace(Plan.full(shape), mlp=(half,) * shape.layers)
+    pruned = cut(config, original, plan)
+    before = error(original, pruned)
+    compensate(pruned, original, plan, WINDOWS, Fit(ridge=1e-7), nothing)
+    assert before > 0.1 and error(original, pruned) < 0.02 * before, (before, error(original, pruned))
+
+
+@pytest.mark.parametrize("family", ["llama-biases", "gpt_neox"])
+def test_layers_after_a_dropped_one_make_up_for_it(family: str) -> None:
+    config, original = tiny(family)
+    shape = adapter_for(config).shape(config)
+    plan = replace(Plan.full(shape), layers=(0, 2, 3))
+    pruned = cut(config, original, plan)
+    before = error(original, pruned)
+    compensate(pruned, original, plan, WINDOWS, Fit(), nothing)
+    assert error(original, pruned) < 0.95 * before, (before, error(original, pruned))
+
+
+def test_an_uncut_model_stays_what_it_is() -> None:
+    config, original = tiny("llama")
+    plan = Plan.full(adapter_for(config).shape(config))
+    pruned = cut(config, original, plan)
+    compensate(pruned, original, plan, WINDOWS, Fit(), nothing)
+    assert error(original, pruned) < 1e-3

@@ -84,6 +84,8 @@ class Run:
             advance(1)
         self.first = known_source(self.source.folder, self.source.name, self.store)
         self.original = known_source(teacher.folder, teacher.name, self.store)
+        if config.teacher is not None:
+            preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
         self._check_plans()
         parameters = self._parameters()
         preparation.check_memory(config.stages, parameters)

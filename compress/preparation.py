@@ -14,6 +14,8 @@ from compress.stage import TEACHER, Stage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from compress.checkpoint import Checkpoint
+
 GIB = 1 << 30
 TRAINING_BYTES = 16
 """Per trained parameter: fp32 weight and gradient, and AdamW's two fp32 moments."""
@@ -85,6 +87,20 @@ def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
                 f"and this machine has {total / GIB:.0f} GiB.",
                 f"Drop it with '~stages.{name}', or train adapters only: +pipeline=qlora.",
             )
+
+
+def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse a teacher that speaks of other tokens: distributions over different words cannot be compared.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
+    same_size = student.config.vocab_size == teacher.config.vocab_size
+    if not same_size or student.tokenizer().get_vocab() != teacher.tokenizer().get_vocab():
+        raise UserError(
+            f"student and teacher have different tokenizers ({student.folder} and {teacher.folder}).",
+            "Give a teacher of the same family, with the same tokenizer: teacher.path=DIR_OR_ID.",
+        )
 
 
 def available_threads() -> int:

@@ -85,7 +85,7 @@ def test_killed_in_training_goes_on_and_ends_in_the_same_bytes(
     process.wait()
     shutil.rmtree(tmp_path / "killed")
     done = subprocess.run(args, env=env, check=True, capture_output=True, text=True)
-    assert "goes on at step" in done.stderr
+    assert "goes on at step" in done.stderr, done.stderr
     assert artifact_bytes(tmp_path / "killed/artifacts/hf") == artifact_bytes(tmp_path / "undisturbed/artifacts/hf")
 
 

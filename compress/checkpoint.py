@@ -26,7 +26,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PLAN = "prune_plan.json"
 """Written by pruning: which groups of the original stayed. Not delivered."""
-NOT_CARRIED = (".safetensors", ".safetensors.index.json", "record.json", ADAPTER_CONFIG, "README.md", "manifest.json")
+CARRIED = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+NOT_CARRIED = (".safetensors.index.json", "record.json", ADAPTER_CONFIG, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,19 @@ class Checkpoint:
         return sum(file.stat().st_size for file in self.weight_files())
 
     def copy_sidecars(self, folder: Path) -> None:
-        """Copy everything but weights, records and model cards: config, tokenizer, chat template, licence."""
-        for file in sorted(self.folder.iterdir()):
-            if file.is_file() and not file.name.endswith(NOT_CARRIED):
-                shutil.copyfile(file, folder / file.name)
+        """Copy config, tokenizer, chat template and licence."""
+        for file in sidecars(self.folder):
+            shutil.copyfile(file, folder / file.name)
+
+
+def sidecars(folder: Path) -> list[Path]:
+    """What goes with the weights wherever they go, sorted; other weights, cards and records in the folder do not."""
+
+    def goes(name: str) -> bool:
+        licence = name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+        return licence or (name.endswith(CARRIED) and not name.endswith(NOT_CARRIED))
+
+    return sorted(file for file in folder.iterdir() if file.is_file() and goes(file.name))
 
 
 def weight_files(folder: Path) -> list[Path]:

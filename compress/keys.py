@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint import NOT_CARRIED, Checkpoint, tensor_digests, weight_files, weights_key
+from compress.checkpoint import Checkpoint, sidecars, tensor_digests, weight_files, weights_key
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
@@ -58,8 +58,7 @@ def _plain(value: Any) -> Any:
 
 def sidecars_key(folder: Path) -> str:
     """Sha256 over what lies beside the weights and counts: config, tokenizer, chat template."""
-    files = {f.name: file_digest(f) for f in folder.iterdir() if f.is_file() and not f.name.endswith(NOT_CARRIED)}
-    return content_key(files)
+    return content_key({file.name: file_digest(file) for file in sidecars(folder)})
 
 
 def source_key(folder: Path, store: Store) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.data.corpus import Corpus
 from compress.data.readers import checked_text
-from compress.data.split import check_fractions, split_documents
+from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, enough, split_documents
 from compress.errors import UserError
 
 logger = logging.getLogger("compress")
@@ -23,7 +23,7 @@ class HubText:
     split: str = "train"  # its split to train and calibrate on
     field: str = "text"  # name of the column that holds the text
     heldout_split: str | None = None  # its split to measure on; without it a part of `split` is held out
-    heldout: float = 0.05  # fraction of the documents that is held out
+    heldout: float = 0.05  # fraction of the documents that is held out; of a short text up to a quarter
     calibration: float = 0.05  # fraction of the documents that calibrates
     seed: int = 0  # which documents those are
 
@@ -41,7 +41,12 @@ class HubText:
         documents = self._documents(self.split)
         origin = f"Hugging Face dataset {self.id}{f' ({self.name})' if self.name else ''}, licence as on its card"
         if self.heldout_split is None:
-            split = split_documents(documents, heldout=self.heldout, calibration=self.calibration, seed=self.seed)
+            split = split_documents(
+                documents,
+                heldout=enough(self.heldout, documents, HELDOUT_CHARS),
+                calibration=enough(self.calibration, documents, CALIBRATION_CHARS),
+                seed=self.seed,
+            )
             return Corpus(self.id, *split, origin=origin)
         measured = tuple(self._documents(self.heldout_split))
         known = set(measured)
@@ -51,7 +56,9 @@ class HubText:
                 f"Every document of split {self.split!r} is held out too, in {self.heldout_split!r}.",
                 "Give two different splits, or leave data.heldout_split out.",
             )
-        split = split_documents(rest, heldout=0, calibration=self.calibration, seed=self.seed)
+        split = split_documents(
+            rest, heldout=0, calibration=enough(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
+        )
         return Corpus(self.id, split.train, split.calibration, measured, origin)
 
     def _documents(self, split: str) -> list[str]:

@@ -46,6 +46,16 @@ def check_fractions(heldout: float, calibration: float) -> None:
         )
 
 
+HELDOUT_CHARS, CALIBRATION_CHARS = 12_000, 6_000
+"""About three windows to measure on and as many tokens to calibrate on as a short text can spare."""
+
+
+def enough(fraction: float, documents: Sequence[str], characters: int) -> float:
+    """`fraction`, or what it takes to get `characters` out of a short text, but no more than a quarter of it."""
+    total = sum(map(len, documents))
+    return max(fraction, min(0.25, characters / total)) if total else fraction
+
+
 def split_documents(documents: Sequence[str], *, heldout: float, calibration: float, seed: int) -> Split:
     """Split documents at random by seed.
 

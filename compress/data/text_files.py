@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.data.corpus import Corpus
 from compress.data.readers import read_documents
-from compress.data.split import check_fractions, split_documents
+from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, enough, split_documents
 from compress.errors import UserError
 
 logger = logging.getLogger("compress")
@@ -24,7 +24,7 @@ class TextFiles:
     path: str = ""  # file or folder
     field: str = "text"  # name of the field or column that holds the text
     heldout_path: str | None = None  # file or folder to measure on; without it a part of `path` is held out
-    heldout: float = 0.05  # fraction of the documents that is held out
+    heldout: float = 0.05  # fraction of the documents that is held out; of a short text up to a quarter
     calibration: float = 0.05  # fraction of the documents that calibrates
     seed: int = 0  # which documents those are
 
@@ -44,7 +44,12 @@ class TextFiles:
         documents = read_documents(path, self.field)
         name, origin = path.name or str(path), f"{path}, licence as its owner says"
         if self.heldout_path is None:
-            split = split_documents(documents, heldout=self.heldout, calibration=self.calibration, seed=self.seed)
+            split = split_documents(
+                documents,
+                heldout=enough(self.heldout, documents, HELDOUT_CHARS),
+                calibration=enough(self.calibration, documents, CALIBRATION_CHARS),
+                seed=self.seed,
+            )
             return Corpus(name, *split, origin=origin)
         measured = tuple(read_documents(Path(self.heldout_path).expanduser(), self.field))
         known = set(measured)
@@ -54,5 +59,7 @@ class TextFiles:
                 f"Every document of {path} is held out too, in {self.heldout_path}.",
                 "Give two different files, or leave data.heldout_path out.",
             )
-        split = split_documents(rest, heldout=0, calibration=self.calibration, seed=self.seed)
+        split = split_documents(
+            rest, heldout=0, calibration=enough(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
+        )
         return Corpus(name, split.train, split.calibration, measured, f"{origin}; held out: {self.heldout_path}")

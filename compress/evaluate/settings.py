@@ -35,7 +35,7 @@ class Evaluation:
     """Tokens written for the speed of writing."""
     prompts: list[str] = field(default_factory=lambda: list(PROMPTS))
     """Questions both models answer, greedily, through the chat template where there is one."""
-    answer_tokens: int = 64
+    answer_tokens: int = 48
     """Longest answer."""
     tasks: list[str] = field(default_factory=list)
     """lm-eval tasks, run on the first and the last model."""

@@ -101,7 +101,7 @@ class Compensate:
     """Pull towards the weights as they are, relative to the size of the inputs."""
     absorb: float = 0.5
     """Part of the drift of the residual stream that each projection makes up for."""
-    calibration_tokens: int = 16384
+    calibration_tokens: int = 24576
     """Tokens the projections are fitted on."""
 
     kind: ClassVar[str] = "compensate"

@@ -31,15 +31,19 @@ def sample_windows(model: Any, tokenizer: Any, count: int, length: int, seed: in
         count: windows.
         length: tokens per window.
         seed: the same seed gives the same text on the same machine.
-        advance: called with the number of tokens written.
+        advance: called with the number of tokens written since.
     """
     generator = torch.Generator().manual_seed(seed)
     chat = chat_opening(tokenizer)
-    plain = count - count // 2 if chat and len(chat) < length else count
-    windows = [_sampled(model, _word_openings(tokenizer, plain, generator), length, generator, advance)]
-    if plain < count:
-        windows.append(_sampled(model, torch.tensor([chat] * (count - plain)), length, generator, advance))
-    return torch.cat(windows)[torch.randperm(count, generator=generator)]
+    plain = count - count // 2 if 2 < len(chat) < length else count
+    openings = [*_word_openings(tokenizer, plain, generator), *[chat] * (count - plain)]
+    # mixed, so that windows of both kinds are written together
+    order = torch.randperm(count, generator=generator).tolist()
+    windows = [
+        _sampled(model, [openings[i] for i in order[first : first + BATCH]], length, generator, advance)
+        for first in range(0, count, BATCH)
+    ]
+    return torch.cat(windows)
 
 
 def chat_opening(tokenizer: Any) -> list[int]:
@@ -51,31 +55,44 @@ def chat_opening(tokenizer: Any) -> list[int]:
     return ids
 
 
-def _word_openings(tokenizer: Any, count: int, generator: torch.Generator) -> Tensor:
-    """[count, 2]: what separates documents, and any ordinary token."""
+def _word_openings(tokenizer: Any, count: int, generator: torch.Generator) -> list[list[int]]:
+    """What separates documents, and any ordinary token."""
     separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     if separator is None or separator == tokenizer.unk_token_id != tokenizer.vocab.get("<|endoftext|>"):
         separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id or 0
     special = set(tokenizer.all_special_ids)
-    ordinary = torch.tensor([i for i in range(len(tokenizer)) if i not in special])
-    words = ordinary[torch.randint(len(ordinary), (count,), generator=generator)]
-    return torch.stack([torch.full_like(words, separator), words], 1)
+    ordinary = [i for i in range(len(tokenizer)) if i not in special]
+    drawn = torch.randint(len(ordinary), (count,), generator=generator).tolist()
+    return [[separator, ordinary[i]] for i in drawn]
 
 
-def _sampled(model: Any, openings: Tensor, length: int, generator: torch.Generator, advance: Advance) -> Tensor:
-    """Continue `openings` [count, n] to `length` tokens, some windows at a time."""
-    finished = []
-    for opening in torch.split(openings, BATCH):
-        written = opening[:, :length]
-        out = model(written.to(model.device), use_cache=True, logits_to_keep=1)
-        advance(written.numel())
-        while written.shape[1] < length:
-            token = _draw(out.logits[:, -1].float().cpu(), generator)
-            written = torch.cat([written, token], 1)
-            out = model(token.to(model.device), past_key_values=out.past_key_values, use_cache=True)
-            advance(len(token))
-        finished.append(written)
-    return torch.cat(finished) if finished else openings.new_zeros(0, length)
+def _sampled(
+    model: Any, openings: list[list[int]], length: int, generator: torch.Generator, advance: Advance
+) -> Tensor:
+    """Continue openings of any lengths together, padded on the left, until each window has `length` tokens."""
+    widest = max(map(len, openings))
+    pads = [widest - len(opening) for opening in openings]
+    written = torch.tensor([[0] * pad + opening for pad, opening in zip(pads, openings, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (widest - pad) for pad in pads])
+    last_position = (getattr(model.config, "max_position_embeddings", None) or 1 << 30) - 1
+    token, past = written, None
+    for _ in range(length - widest + max(pads)):
+        # a window that is already long enough goes on beside the others; what it writes is cut off below
+        positions = (mask.cumsum(1) - 1).clamp(0, last_position)[:, -token.shape[1] :]
+        out = model(
+            token.to(model.device),
+            attention_mask=mask.to(model.device),
+            position_ids=positions.to(model.device),
+            past_key_values=past,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        past = out.past_key_values
+        token = _draw(out.logits[:, -1].float().cpu(), generator)
+        written = torch.cat([written, token], 1)
+        mask = torch.cat([mask, torch.ones_like(token)], 1)
+        advance(len(openings) * length / (length - widest + max(pads)))
+    return torch.stack([row[pad : pad + length] for row, pad in zip(written, pads, strict=True)])
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.data.corpus import Corpus
 from compress.data.readers import checked_text
-from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, enough, split_documents
+from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, share, split_documents
 from compress.errors import UserError
 
 logger = logging.getLogger("compress")
@@ -23,8 +23,8 @@ class HubText:
     split: str = "train"  # its split to train and calibrate on
     field: str = "text"  # name of the column that holds the text
     heldout_split: str | None = None  # its split to measure on; without it a part of `split` is held out
-    heldout: float = 0.05  # fraction of the documents that is held out; of a short text up to a quarter
-    calibration: float = 0.05  # fraction of the documents that calibrates
+    heldout: float | None = None  # fraction that is held out; by default 5%, of a short text up to a quarter
+    calibration: float | None = None  # fraction that calibrates; by default as for heldout
     seed: int = 0  # which documents those are
 
     def __post_init__(self) -> None:
@@ -43,8 +43,8 @@ class HubText:
         if self.heldout_split is None:
             split = split_documents(
                 documents,
-                heldout=enough(self.heldout, documents, HELDOUT_CHARS),
-                calibration=enough(self.calibration, documents, CALIBRATION_CHARS),
+                heldout=share(self.heldout, documents, HELDOUT_CHARS),
+                calibration=share(self.calibration, documents, CALIBRATION_CHARS),
                 seed=self.seed,
             )
             return Corpus(self.id, *split, origin=origin)
@@ -57,7 +57,7 @@ class HubText:
                 "Give two different splits, or leave data.heldout_split out.",
             )
         split = split_documents(
-            rest, heldout=0, calibration=enough(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
+            rest, heldout=0, calibration=share(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
         )
         return Corpus(self.id, split.train, split.calibration, measured, origin)
 

@@ -27,33 +27,35 @@ class Split(NamedTuple):
     heldout: tuple[str, ...]
 
 
-def check_fractions(heldout: float, calibration: float) -> None:
+def check_fractions(heldout: float | None, calibration: float | None) -> None:
     """Refuse fractions that leave nothing to train on.
 
     Raises:
         UserError: a fraction outside (0, 0.5), or both together above 0.5.
     """
     for name, value in (("heldout", heldout), ("calibration", calibration)):
-        if not 0 < value < 0.5:
+        if value is not None and not 0 < value < 0.5:
             raise UserError(
                 f"data.{name} is the fraction of the text in that split, between 0 and 0.5; {value} was given.",
                 f"For instance data.{name}=0.05.",
             )
-    if heldout + calibration > 0.5:
+    if (heldout or 0) + (calibration or 0) > 0.5:
         raise UserError(
             f"data.heldout={heldout} and data.calibration={calibration} leave less than half of the text to train on.",
             "Lower them, for instance to data.heldout=0.05 data.calibration=0.05.",
         )
 
 
+USUAL = 0.05
 HELDOUT_CHARS, CALIBRATION_CHARS = 12_000, 6_000
-"""About three windows to measure on and as many tokens to calibrate on as a short text can spare."""
+"""About three windows to measure on, and half as much to calibrate on."""
 
 
-def enough(fraction: float, documents: Sequence[str], characters: int) -> float:
-    """`fraction`, or what it takes to get `characters` out of a short text, but no more than a quarter of it."""
-    total = sum(map(len, documents))
-    return max(fraction, min(0.25, characters / total)) if total else fraction
+def share(fraction: float | None, documents: Sequence[str], characters: int) -> float:
+    """`fraction` as given; by default 5%, or what it takes to get `characters` out of a short text, up to a quarter."""
+    if fraction is not None:
+        return fraction
+    return max(USUAL, min(0.25, characters / max(1, sum(map(len, documents)))))
 
 
 def split_documents(documents: Sequence[str], *, heldout: float, calibration: float, seed: int) -> Split:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compress.data.corpus import Corpus
 from compress.data.readers import read_documents
-from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, enough, split_documents
+from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, share, split_documents
 from compress.errors import UserError
 
 logger = logging.getLogger("compress")
@@ -24,8 +24,8 @@ class TextFiles:
     path: str = ""  # file or folder
     field: str = "text"  # name of the field or column that holds the text
     heldout_path: str | None = None  # file or folder to measure on; without it a part of `path` is held out
-    heldout: float = 0.05  # fraction of the documents that is held out; of a short text up to a quarter
-    calibration: float = 0.05  # fraction of the documents that calibrates
+    heldout: float | None = None  # fraction that is held out; by default 5%, of a short text up to a quarter
+    calibration: float | None = None  # fraction that calibrates; by default as for heldout
     seed: int = 0  # which documents those are
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class TextFiles:
         if self.heldout_path is None:
             split = split_documents(
                 documents,
-                heldout=enough(self.heldout, documents, HELDOUT_CHARS),
-                calibration=enough(self.calibration, documents, CALIBRATION_CHARS),
+                heldout=share(self.heldout, documents, HELDOUT_CHARS),
+                calibration=share(self.calibration, documents, CALIBRATION_CHARS),
                 seed=self.seed,
             )
             return Corpus(name, *split, origin=origin)
@@ -60,6 +60,6 @@ class TextFiles:
                 "Give two different files, or leave data.heldout_path out.",
             )
         split = split_documents(
-            rest, heldout=0, calibration=enough(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
+            rest, heldout=0, calibration=share(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
         )
         return Corpus(name, split.train, split.calibration, measured, f"{origin}; held out: {self.heldout_path}")

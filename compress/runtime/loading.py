@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or "auto", device_map={"": str(device)}, attn_implementation="sdpa"
         )
+    # its INT8 layers say at every product that they cast their input
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not plain:
         keep_four_bit_exact(model)
         use_int8_kernels(model)

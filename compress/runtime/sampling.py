@@ -36,7 +36,8 @@ def sample_windows(model: Any, tokenizer: Any, count: int, length: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     chat = chat_opening(tokenizer)
     plain = count - count // 2 if 2 < len(chat) < length else count
-    openings = [*_word_openings(tokenizer, plain, generator), *[chat] * (count - plain)]
+    words = model.get_input_embeddings().num_embeddings
+    openings = [*_word_openings(tokenizer, words, plain, generator), *[chat] * (count - plain)]
     # mixed, so that windows of both kinds are written together
     order = torch.randperm(count, generator=generator).tolist()
     windows = [
@@ -55,13 +56,13 @@ def chat_opening(tokenizer: Any) -> list[int]:
     return ids
 
 
-def _word_openings(tokenizer: Any, count: int, generator: torch.Generator) -> list[list[int]]:
-    """What separates documents, and any ordinary token."""
-    separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    if separator is None or separator == tokenizer.unk_token_id != tokenizer.vocab.get("<|endoftext|>"):
-        separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id or 0
+def _word_openings(tokenizer: Any, words: int, count: int, generator: torch.Generator) -> list[list[int]]:
+    """What separates documents, and any ordinary one of the `words` tokens the model knows."""
+    # a tokenizer class may add tokens that this model has never had
+    candidates = (tokenizer.vocab.get("<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id, 0)
+    separator = next(token for token in candidates if token is not None and token < words)
     special = set(tokenizer.all_special_ids)
-    ordinary = [i for i in range(len(tokenizer)) if i not in special]
+    ordinary = [i for i in range(min(len(tokenizer), words)) if i not in special]
     drawn = torch.randint(len(ordinary), (count,), generator=generator).tolist()
     return [[separator, ordinary[i]] for i in drawn]
 

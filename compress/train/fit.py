@@ -143,7 +143,6 @@ def fit(
             enable_model_summary=False,
             deterministic=True,
         )
-        trainer.strategy.strict_loading = False
         trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=resume, weights_only=True)
     seconds = time.monotonic() - begin
     trained = steps - batches.first_step

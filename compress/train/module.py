@@ -50,6 +50,8 @@ class Distillation(lightning.LightningModule):
         self.steps = steps
         self.curve: list[dict[str, float]] = []
         self._sums = torch.zeros(3)
+        # a checkpoint holds what trains; on_load_checkpoint sees to it that this is all there
+        self.strict_loading = False
 
     def on_train_start(self) -> None:
         """Dropout off, teacher where the student is."""
@@ -92,14 +94,23 @@ class Distillation(lightning.LightningModule):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
+    def _training(self) -> set[str]:
+        return {name for name, p in self.student.named_parameters(prefix="student") if p.requires_grad}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curve and the random state; of the weights only those that train."""
-        training = {name for name, p in self.student.named_parameters(prefix="student") if p.requires_grad}
+        training = self._training()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in training}
         checkpoint["curve"] = self.curve
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where the checkpoint was made."""
+        """Go on where the checkpoint was made.
+
+        Raises:
+            ValueError: it holds other weights than those that train.
+        """
+        if set(checkpoint["state_dict"]) != self._training():
+            raise ValueError("the checkpoint holds other weights than those that train")
         self.curve = list(checkpoint["curve"])
         torch.set_rng_state(checkpoint["random_state"])

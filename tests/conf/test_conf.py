@@ -39,7 +39,8 @@ def test_every_yaml_composes(file: Path) -> None:
     elif group == "sweep":
         config = built("+pipeline=prune_distill", f"+{option(file)}")
     elif group in ("prune", "distill", "quant", "recover"):
-        config = built(*(["+quant@stages.first=nf4"] if group == "recover" else []), f"+{group}@stages.it={file.stem}")
+        before = {"qlora": ["+quant@stages.first=nf4"], "compensate": ["+prune@stages.first=activation"]}
+        config = built(*before.get(file.stem, []), f"+{group}@stages.it={file.stem}")
         assert type(config.stages["it"]) is STAGES[f"{group}/{file.stem}"]
     elif group == "export":
         config = built("+pipeline=nf4", f"export@export.hf={file.stem}")
@@ -66,17 +67,21 @@ def test_sweep_value() -> None:
 
 
 def test_drop() -> None:
-    assert list(built("+pipeline=prune_distill", "~stages.quant", "~stages.recover").stages) == ["prune", "distill"]
+    assert list(built("+pipeline=prune_distill", "~stages.quant", "~stages.recover").stages) == [
+        "prune",
+        "compensate",
+        "distill",
+    ]
 
 
 def test_swap() -> None:
     stages = built("+pipeline=prune_distill", "quant@stages.quant=int8", "~stages.recover").stages
-    assert list(stages) == ["prune", "distill", "quant"] and isinstance(stages["quant"], INT8)
+    assert list(stages) == ["prune", "compensate", "distill", "quant"] and isinstance(stages["quant"], INT8)
 
 
 def test_append() -> None:
     stages = built("+pipeline=prune_only", "+quant@stages.again=nf4").stages
-    assert list(stages) == ["prune", "again"] and isinstance(stages["again"], NF4)
+    assert list(stages) == ["prune", "compensate", "again"] and isinstance(stages["again"], NF4)
 
 
 def test_swapped_stage_takes_overrides() -> None:
@@ -116,6 +121,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "quantize twice": (["+pipeline=nf4", "+quant@stages.again=int8"], "'quant' before it took that away"),
     "prune after quantization": (["+pipeline=nf4", "+prune@stages.late=activation"], "dense"),
     "distill after quantization": (["+pipeline=nf4", "+distill@stages.late=logits"], "dense"),
+    "compensation of an uncut model": (["+prune@stages.c=compensate"], "pruned"),
     "adapters without a 4-bit base": (["+pipeline=prune_only", "+recover@stages.r=qlora"], "nf4"),
     "adapters on int8": (["+pipeline=int8", "+recover@stages.r=qlora"], "nf4"),
     "not a stage": (["+stages.x=3"], "not a stage"),

@@ -85,7 +85,7 @@ def test_hub_text_reads_a_local_dataset_folder(rows, tmp_path, monkeypatch):
     corpus = HubText(id=str(rows), field="body", heldout=0.1, calibration=0.1).load()
     assert sorted(corpus.train + corpus.calibration + corpus.heldout) == sorted(f"train {i}" for i in range(40))
     assert [len(corpus.calibration), len(corpus.heldout)] == [4, 4]
-    corpus = HubText(id=str(rows), field="body", heldout_split="test").load()
+    corpus = HubText(id=str(rows), field="body", heldout_split="test", calibration=0.05).load()
     assert corpus.heldout == tuple(f"test {i}" for i in range(5))
     assert len(corpus.train) == 38
     with pytest.raises(UserError, match="no column 'text'; its columns are body, n"):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from compress.data.split import check_fractions, cut_near, split_documents
+from compress.data.split import check_fractions, cut_near, share, split_documents
 from compress.errors import UserError
 
 
@@ -76,3 +76,9 @@ def test_a_cut_prefers_paragraphs_to_what_is_nearer():
 def test_fractions_that_make_no_sense(heldout, calibration):
     with pytest.raises(UserError, match=r"data\.(heldout|calibration)"):
         check_fractions(heldout, calibration)
+
+
+@pytest.mark.parametrize(("characters", "expected"), [(1_000_000, 0.05), (100_000, 0.12), (1_000, 0.25)])
+def test_a_short_text_spares_more(characters, expected):
+    assert share(None, ["x" * characters], 12_000) == pytest.approx(expected)
+    assert share(0.1, ["x" * characters], 12_000) == 0.1

@@ -63,7 +63,7 @@ def _hydra_main(statuses: list[int]) -> None:
         folder = Path(hydra_config.runtime.output_dir)
         folder = folder if sweeping else fresh_folder(folder)
         try:
-            return _one(composed, folder, statuses)
+            return _one(composed, folder, list(hydra_config.overrides.task), statuses)
         except Exception as error:
             # in a sweep the other jobs go on
             statuses.append(tell(error, folder))
@@ -72,10 +72,10 @@ def _hydra_main(statuses: list[int]) -> None:
     task()
 
 
-def _one(composed: Any, folder: Path, statuses: list[int]) -> float | None:
+def _one(composed: Any, folder: Path, overrides: list[str], statuses: list[int]) -> float | None:
     from compress.progress import Terminal
 
-    report = execute(composed, folder, Terminal())
+    report = execute(composed, folder, overrides, Terminal())
     if "stages" not in report:
         print(report["message"])
         statuses.append(report["status"])

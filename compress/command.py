@@ -56,7 +56,7 @@ def run_overrides(overrides: list[str]) -> dict[str, Any]:
     composed = compose(overrides)
     try:
         folder = fresh_folder(Path(str(composed.output)))
-        return execute(composed, folder)
+        return execute(composed, folder, overrides)
     except Exception as error:
         translated = as_user_error(error)
         if translated is None or translated is error:
@@ -73,7 +73,7 @@ def fresh_folder(folder: Path) -> Path:
     return candidate
 
 
-def execute(composed: Any, output: Path, progress: Any = None) -> dict[str, Any]:
+def execute(composed: Any, output: Path, overrides: list[str], progress: Any = None) -> dict[str, Any]:
     """Build a composed config and do what its mode says."""
     from omegaconf import OmegaConf
 
@@ -94,7 +94,7 @@ def execute(composed: Any, output: Path, progress: Any = None) -> dict[str, Any]
     log.propagate = False
     begin = time.monotonic()
     try:
-        return run(config, output, progress)
+        return run(config, output, progress, overrides)
     except Exception:
         log.exception("stopped after %.0f s", time.monotonic() - begin)
         raise

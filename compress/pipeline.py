@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,9 @@ log = logging.getLogger("compress")
 class Run:
     """One run of one config."""
 
-    def __init__(self, config: Config, output: Path, progress: Progress) -> None:
+    def __init__(self, config: Config, output: Path, progress: Progress, overrides: list[str]) -> None:
         self.config = config
+        self.overrides = overrides
         self.output = output
         self.progress = progress
         self.cache = cache_folder()
@@ -239,6 +241,7 @@ class Run:
         weights = current.weights + current.sidecars
         behaviour = self.evaluator.behaviour(current.checkpoint, weights)
         facts = Facts(
+            overrides=self.overrides,
             config=self.config,
             source=self.source,
             corpus=self.corpus,
@@ -263,13 +266,16 @@ class Run:
         )
 
 
-def run(config: Config, output: Path, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    config: Config, output: Path, progress: Progress | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Run a built config.
 
     Args:
         config: from `compress.config.build`.
         output: folder for reports and artifacts.
         progress: shows how far it is; nothing is shown by default.
+        overrides: what `config` was composed from: the command that the report gives to make it again.
 
     Returns:
         The report, as in report.json.
@@ -278,7 +284,7 @@ def run(config: Config, output: Path, progress: Progress | None = None) -> dict[
         UserError: a mistake of the user's.
     """
     try:
-        return Run(config, output, progress or Quiet()).execute()
+        return Run(config, output, progress or Quiet(), list(overrides)).execute()
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ class Facts:
     """What the pipeline knows at the end of a run."""
 
     config: Config
+    overrides: list[str]
+    """As typed, or as given to `compress.run`; in a sweep those of this job."""
     source: ResolvedModel
     corpus: Corpus
     run: dict[str, Any]
@@ -38,7 +39,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
     config, source, baseline, final = facts.config, facts.source, facts.baseline, facts.final
     return {
         "pipeline": config.name,
-        "command": " ".join(["python -m compress", *map(shlex.quote, sys.argv[1:])]),
+        "command": " ".join(["python -m compress", *map(shlex.quote, facts.overrides)]),
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **facts.run["versions"]},
         "device": facts.run["device"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ ARTIFACT_KEYS = {"format", "path", "bytes", "sha256", "verified", "max_kl"}
 @pytest.mark.parametrize("name", pipelines())
 def test_runs_and_tells(name: str, tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
     output = tmp_path / "out"
-    report = compress.run(tiny_run(name, tiny_llama, text_file, output))
+    overrides = tiny_run(name, tiny_llama, text_file, output)
+    report = compress.run(overrides)
+    assert shlex.split(report["command"]) == ["python", "-m", "compress", *overrides]
     assert report == json.loads((output / "report.json").read_text())
     assert {"pipeline", "seed", "versions", "baseline", "final", "stages", "artifacts"} <= set(report)
     assert report["pipeline"] == name and report["baseline"]["kl_to_teacher"] < 1e-6

@@ -6,12 +6,14 @@ not used, so that the grid is symmetric and the product of two codes fits the ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compress.grids.base import Encoded
+from compress.grids.base import Encoded, Scales
+from compress.grids.blocks import value_of
 
 LEVELS = 127
 
@@ -20,15 +22,50 @@ LEVELS = 127
 class Int8:
     """Per-channel INT8."""
 
+    @property
+    def name(self) -> str:
+        """ "int8"."""
+        return "int8"
+
+    @property
+    def block(self) -> int:
+        """The whole row."""
+        return 0
+
+    @property
+    def levels(self) -> Tensor:
+        """-127 .. 127."""
+        return torch.arange(-LEVELS, LEVELS + 1, dtype=torch.float32)
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Any shape does."""
+        return True
+
+    def start(self, weight: Tensor) -> Scales:
+        """The largest magnitude of a row lies on 127."""
+        return Scales(weight.detach().float().abs().amax(dim=1, keepdim=True) / LEVELS)
+
+    def settle(self, scale: Tensor, offset: Tensor | None) -> Scales:
+        """Scales are fp32: any can be stored (as 127 times itself)."""
+        return Scales(scale.float() * LEVELS / LEVELS)
+
     def encode(self, weight: Tensor) -> Encoded:
         """Codes int8 [out, in] and absmax fp32 [out]."""
         absmax = weight.detach().float().abs().amax(dim=1)
         return Encoded({"codes": _round(weight.float(), absmax), "absmax": absmax}, weight.shape, weight.dtype)
 
+    def pack(self, levels: Tensor, scales: Scales, dtype: torch.dtype) -> Encoded:
+        """The same parts for levels and scales of one's own."""
+        parts = {"codes": levels.to(torch.int8), "absmax": scales.scale[:, 0] * LEVELS}
+        return Encoded(parts, levels.shape, dtype)
+
+    def unpack(self, encoded: Encoded) -> tuple[Tensor, Scales]:
+        """Levels and scales."""
+        return encoded.parts["codes"].float(), Scales(encoded.parts["absmax"][:, None] / LEVELS)
+
     def decode(self, encoded: Encoded) -> Tensor:
         """[out, in] in the type the weight had."""
-        scale = encoded.parts["absmax"] / LEVELS
-        return (encoded.parts["codes"].float() * scale[:, None]).to(encoded.dtype)
+        return value_of(*self.unpack(encoded)).to(encoded.dtype)
 
     def bits(self) -> float:
         """The scales vanish in a row of any length."""

@@ -7,6 +7,7 @@ from compress_kernels.blockwise4bit import (
     effective_absmax,
     encode_4bit,
     quantize_4bit,
+    quantize_scales,
 )
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
@@ -25,4 +26,5 @@ __all__ = [
     "encode_4bit",
     "fused_kl",
     "quantize_4bit",
+    "quantize_scales",
 ]

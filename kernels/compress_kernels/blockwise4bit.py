@@ -148,9 +148,15 @@ def quantize_4bit(w: Tensor, *, kind: str = "nf4", block: int = 64, double_quant
     codes, absmax = _ops.quantize_4bit(w.detach(), block, kind)
     if not double_quant:
         return Blockwise4bit(codes, absmax, None, None, block, kind)
-    offset = absmax.mean()
-    quantized, nested_absmax = _ops.quantize_absmax(absmax - offset)
+    quantized, nested_absmax, offset = quantize_scales(absmax)
     return Blockwise4bit(codes, quantized, nested_absmax, offset, block, kind)
+
+
+def quantize_scales(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Double quantization of block scales fp32 [n]: uint8 codes [n], nested_absmax fp32 [ceil(n/256)], offset fp32."""
+    offset = absmax.mean()
+    codes, nested_absmax = _ops.quantize_absmax(absmax - offset)
+    return codes, nested_absmax, offset
 
 
 def encode_4bit(w: Tensor, absmax: Tensor, *, kind: str = "nf4", block: int = 64) -> Tensor:

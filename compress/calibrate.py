@@ -33,11 +33,15 @@ Observer = Callable[[Tensor, Tensor], None]
 """Gets a module's input and output [batch, sequence, features], sinks left out."""
 
 
-def calibration_windows(context: Context, tokens: int) -> Tensor:
-    """Windows [n, WINDOW]: calibration text, and for up to half of them the original's own."""
-    limit = getattr(context.original.config, "max_position_embeddings", None) or WINDOW
-    length = min(WINDOW, limit)
+def calibration_windows(context: Context, tokens: int, length: int = WINDOW) -> Tensor:
+    """Windows [n, length]: calibration text, and for up to half of them the original's own.
+
+    Own text shorter than `length` is left out; the model's positions limit the length.
+    """
+    limit = getattr(context.original.config, "max_position_embeddings", None) or length
+    length = min(length, limit)
     own = cut_to(context.own_text(), length)[: tokens // (2 * length)]
+    own = own if own.shape[1] == length else own[:0].reshape(0, length)
     text = joined_windows(
         context.corpus.calibration,
         context.original.tokenizer(),

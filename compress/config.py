@@ -16,8 +16,8 @@ from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
 from compress.export.settings import HFExport
 from compress.prune.stage import Compensate, Prune
-from compress.quant.qat import QATInt8
-from compress.quant.stage import INT8, NF4
+from compress.quant.qat import QAT
+from compress.quant.stage import INT8, NF4, OnGrid
 from compress.recover.stage import QLoRA
 from compress.report.settings import Report
 from compress.source import EmbeddedModel, HuggingFaceModel
@@ -32,7 +32,8 @@ STAGES: dict[str, type[Any]] = {
     "distill/logits": Distill,
     "quant/nf4": NF4,
     "quant/int8": INT8,
-    "quant/qat_int8": QATInt8,
+    "quant/grid": OnGrid,
+    "quant/qat": QAT,
     "recover/qlora": QLoRA,
 }
 """Group and option -> the stage it makes. A new method is one line here, one dataclass and one YAML."""

@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline"},
     {"config"},
     {"prune", "distill", "quant", "recover", "evaluate", "export", "report"},
-    {"calibrate", "own_text"},
+    {"calibrate", "layerwise", "own_text"},
     {"train"},
     {"losses"},
     {"runtime"},

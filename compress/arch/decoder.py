@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from compress.arch.base import Architecture, Config
-from compress.arch.modules import Modules
+from compress.arch.modules import Fold, Modules
 from compress.arch.shape import HIDDEN, NEURON, Axes, Axis, Shape, Widths
 
 MODULES = Modules(
@@ -29,6 +29,12 @@ MODULES = Modules(
     attention=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     mlp=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     residual_norms=("input_layernorm", "post_attention_layernorm"),
+    folds=(
+        Fold("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        Fold("self_attn.v_proj", ("self_attn.o_proj",), heads=True),
+        Fold("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        Fold("mlp.up_proj", ("mlp.down_proj",)),
+    ),
 )
 
 

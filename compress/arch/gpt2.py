@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from compress.arch.base import Architecture, Config
 from compress.arch.fixed_heads import check_head_dim
-from compress.arch.modules import Modules
+from compress.arch.modules import Fold, Modules
 from compress.arch.shape import HIDDEN, NEURON, Axes, Axis, Shape, Widths
 from compress.errors import UserError
 
@@ -25,6 +25,7 @@ MODULES = Modules(
     attention=("attn.c_attn", "attn.c_proj"),
     mlp=("mlp.c_fc", "mlp.c_proj"),
     residual_norms=("ln_1", "ln_2"),
+    folds=(Fold("ln_1", ("attn.c_attn",)), Fold("ln_2", ("mlp.c_fc",))),
     conv1d=True,
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from compress.arch.base import Architecture, Config
 from compress.arch.fixed_heads import check_head_dim
-from compress.arch.modules import Modules
+from compress.arch.modules import Fold, Modules
 from compress.arch.shape import HIDDEN, NEURON, Axes, Axis, Shape, Widths
 
 MODULES = Modules(
@@ -23,6 +23,10 @@ MODULES = Modules(
     attention=("attention.query_key_value", "attention.dense"),
     mlp=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     residual_norms=("input_layernorm", "post_attention_layernorm"),
+    folds=(
+        Fold("input_layernorm", ("attention.query_key_value",)),
+        Fold("post_attention_layernorm", ("mlp.dense_h_to_4h",)),
+    ),
 )
 
 

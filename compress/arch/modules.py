@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Fold:
+    """An edge along which a scale of each channel can move: whatever `source` puts out, divided, `targets` multiply.
+
+    source: a norm, or a linear layer whose outputs reach the targets' inputs through nothing but products with other
+    tensors and sums over positions. `heads`: the targets read heads that share the source's KV groups.
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    heads: bool = False
+
+
+@dataclass(frozen=True)
 class Modules:
     """Module paths of one family. Names within a layer are given relative to it; the methods complete them."""
 
@@ -18,6 +31,7 @@ class Modules:
     mlp: tuple[str, ...]  # linears of the MLP, in the order of computation; the last one reads the neurons
     residual_norms: tuple[str, ...]  # norms that read the residual stream, in the order of computation
     positions: str | None = None  # learned position embedding, where there is one
+    folds: tuple[Fold, ...] = ()  # exact ones only: none through GELU or a norm on heads
     conv1d: bool = False  # linears are transformers' Conv1D: weight [in, out], the transpose of nn.Linear's
 
     def layer(self, index: int) -> str:

@@ -1,8 +1,8 @@
 """The contract of a grid: which tensors can be written down, and how.
 
-On every grid a weight is `scale * level + offset`: levels come from a small fixed table, scale and offset are shared by
-a block of neighbours in a row. A grid is pure: it says where the table's levels are, which scales can be stored, and how
-levels and scales are packed. How to choose them is an algorithm's business, and every algorithm works on any grid.
+On every grid a weight is `scale * level + offset`: levels come from a small fixed table, scale and offset are shared
+by a block of neighbours in a row. A grid is pure: it says where the table's levels are, which scales can be stored, and
+how levels and scales are packed. How to choose them is an algorithm's business, and every algorithm works on any grid.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ class Scales:
     """fp32 [rows, blocks], or None on a symmetric grid."""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
     """Parts that `scale` was read back from, where it is stored in another form (double quantization)."""
+
+    def to(self, device: torch.device | str) -> Scales:
+        """The same on another device."""
+        offset = None if self.offset is None else self.offset.to(device)
+        return Scales(self.scale.to(device), offset, {name: part.to(device) for name, part in self.stored.items()})
 
 
 class Grid(Protocol):

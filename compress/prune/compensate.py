@@ -11,25 +11,20 @@ Least squares on the next projection: ZipLM (arXiv 2302.04089), FLAP (arXiv 2312
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.arch import adapter_for
+from compress.layerwise import EnoughSeen, Layers, batches, inputs_of, watching
 from compress.prune.least_squares import NormalEquations, token_weights
-from compress.train.module import last_hidden
 
 if TYPE_CHECKING:
     from compress.prune.plan import Plan
     from compress.stage import Advance
-
-
-BATCH = 4
-"""Windows that go through a layer together."""
 
 
 @dataclass(frozen=True)
@@ -39,76 +34,6 @@ class Fit:
     ridge: float = 0.1
     absorb: float = 0.5
     first_token: float = 16.0
-
-
-@dataclass
-class Layers:
-    """A model's layers, each callable alone on hidden states [batch, length, width]."""
-
-    model: Any
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    embedded: Tensor
-    """Hidden states before the first layer, [windows, length, width]."""
-
-    @classmethod
-    def of(cls, model: Any, windows: Tensor) -> Layers:
-        """Record what the model calls its layers with; the same for all windows of one length."""
-        modules = adapter_for(model.config).modules
-        layers = list(model.get_submodule(modules.layers))
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        first: list[Tensor] = []
-
-        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-            if layer is layers[0]:
-                first.append(hidden)
-            if len(calls) < len(layers):
-                calls.append((rest, dict(kwargs)))
-
-        handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
-        for window in windows:
-            last_hidden(model, window[None].to(model.device))
-        for handle in handles:
-            handle.remove()
-        return cls(model, calls, torch.cat(first))
-
-    def run(self, index: int, hidden: Tensor) -> Tensor:
-        """Layer `index` on some windows."""
-        layers: Any = self.model.get_submodule(adapter_for(self.model.config).modules.layers)
-        args, kwargs = self.calls[index]
-        out = layers[index](hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
-
-class EnoughSeen(Exception):  # noqa: N818 - no error: it ends a layer once what was wanted is known
-    """Leaves a layer early."""
-
-
-@contextmanager
-def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects the input of every call of `module`, and leaves the layer there."""
-    seen: list[Tensor] = []
-
-    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(args[0])
-        raise EnoughSeen
-
-    handle = module.register_forward_pre_hook(look)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def watching(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collects (input, output) of every call of `module`."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    handle = module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()
@@ -130,7 +55,7 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
     for original in range(len(t.calls)):
         heads_t = teacher.get_submodule(modules.head_outputs(original))
         with watching(heads_t) as seen:
-            next_t = torch.cat([t.run(original, x) for x in torch.split(x_t, BATCH)])
+            next_t = torch.cat([t.run(original, x) for x in batches(x_t)])
         o_t = torch.cat([out for _, out in seen])
         if original in plan.layers:
             index = plan.layers.index(original)
@@ -149,7 +74,7 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
     neurons: Any = s.model.get_submodule(modules.neurons(index))
 
     with inputs_of(heads) as attended:
-        for x in torch.split(x_s, BATCH):
+        for x in batches(x_s):
             with suppress(EnoughSeen):
                 s.run(index, x)
     drift = x_t.float() - x_s.float()
@@ -157,7 +82,7 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
     _solve(heads, attended, o_t.float() + fit.absorb * drift, weights, fit.ridge, conv1d)
 
     with watching(heads) as read, watching(neurons) as seen:
-        outs = torch.cat([s.run(index, x) for x in torch.split(x_s, BATCH)])
+        outs = torch.cat([s.run(index, x) for x in batches(x_s)])
     o_s = torch.cat([out for _, out in read])
     rest = outs.float() - torch.cat([out for _, out in seen]).float()
     # what is left of the drift once attention has made up for its part
@@ -175,9 +100,7 @@ def _solve(module: Any, inputs: list[Tensor], targets: Tensor, weights: Tensor, 
     if has_bias:
         start = torch.cat([start, module.bias.float()[:, None]], 1)
     equations = NormalEquations.empty(start.shape[1], start.shape[0], start.device)
-    for a, t, w in zip(
-        inputs, torch.split(targets, BATCH), torch.split(weights.view(len(targets), -1), BATCH), strict=True
-    ):
+    for a, t, w in zip(inputs, batches(targets), batches(weights.view(len(targets), -1)), strict=True):
         rows = a.flatten(0, 1).float()
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) if has_bias else rows
         equations.add(rows, t.flatten(0, 1), w.flatten())

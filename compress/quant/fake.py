@@ -1,43 +1,153 @@
-"""A linear layer that computes as its quantized form will, with straight-through gradients to fp32 weights."""
+"""Linear layers that compute as their quantized form will, and train through it.
+
+A weight on a grid is  w = s * q(u) + offset,  with u its latent in units of the block's scale and q the nearest level.
+Trained are u, straight through the rounding (arXiv 1308.3432), the scale as s = s_0 (1 + d), and biases:
+
+    dL/du = s dL/dw  where u is in the table's range, else 0       dL/dd = s_0 * sum over the block of q(u) dL/dw
+
+In these units a step of u is a fraction of the distance between levels, the same for every block, and d moves a whole
+block at once without any rounding: the fast part of the gain (EfficientQAT, arXiv 2407.11062, sec. 3.3). A low-rank
+latent u = u_0 + B A is LoRA trained through the quantizer (LR-QAT, arXiv 2406.06385): merging it is exact, since the
+sum was rounded all along.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from compress.grids import Grid, Scales, nearest_level, per_column
 from compress.grids.int8 import fake_quantize
 
+MARGIN = 0.02
+"""How far inside its cell a latent starts, as a fraction of the cell."""
 
-class FakeInt8Linear(nn.Module):
-    """Per-channel INT8 weights and per-token INT8 activations, both by straight-through estimation.
 
-    Wraps the layer it stands for and shares its parameters, so that they train in place. `transposed` is for GPT-2's
-    Conv1D, which holds [in, out].
-    """
+class OnLevels(torch.autograd.Function):
+    """(latent u [rows, columns], factor d [rows, blocks]) -> weight in `dtype`, rounded; see the module."""
 
-    def __init__(self, inner: Any, transposed: bool) -> None:
+    @staticmethod
+    def forward(
+        ctx: Any, u: Tensor, d: Tensor, start: Tensor, offset: Tensor | None, table: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Round and scale."""
+        rows, columns = u.shape
+        levels = nearest_level(u, table)
+        scale = start * (1 + d)
+        weight = levels.view(rows, scale.shape[1], -1) * scale[..., None]
+        if offset is not None:
+            weight = weight + offset[..., None]
+        whole = float(table[-1] - table[0]) == len(table) - 1 and len(table) <= 256 and float(table[0]) >= -128
+        reach = (float(table[0] + table[0] - table[1]), float(table[-1] + table[-1] - table[-2]))
+        inside = (u >= reach[0]) & (u <= reach[1]) if ctx.needs_input_grad[0] else None
+        ctx.save_for_backward(
+            levels.to(torch.int8 if whole and float(table[-1]) < 128 else torch.float16), scale, start
+        )
+        ctx.inside = None if inside is None or bool(inside.all()) else inside
+        return weight.view(rows, columns).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Straight through to the latent, exact to the factor."""
+        levels, scale, start = ctx.saved_tensors
+        rows, columns = levels.shape
+        g = gradients[0].float().view(rows, scale.shape[1], -1)
+        of_latent = of_factor = None
+        if ctx.needs_input_grad[0]:
+            of_latent = (g * scale[..., None]).view(rows, columns)
+            if ctx.inside is not None:
+                of_latent = of_latent * ctx.inside
+        if ctx.needs_input_grad[1]:
+            of_factor = (g * levels.view_as(g)).sum(-1) * start
+        return of_latent, of_factor, None, None, None, None
+
+
+class GridWeight(nn.Module):
+    """One trainable weight on a grid."""
+
+    start: Tensor
+    offset: Tensor | None
+    table: Tensor
+
+    def __init__(self, levels: Tensor, scales: Scales, goal: Tensor, grid: Grid) -> None:
+        """Start on given levels [rows, columns], with latents where `goal` had them, inside their cells."""
         super().__init__()
-        self.inner = inner
-        self.transposed = transposed
+        self.grid = grid
+        self.register_buffer("start", scales.scale.clone(), persistent=False)
+        self.register_buffer("offset", scales.offset, persistent=False)
+        self.register_buffer("table", torch.unique(grid.levels).to(levels.device), persistent=False)
+        self.latent = nn.Parameter(latent_of(levels.float(), goal.float(), scales, self.table))
+        self.factor = nn.Parameter(torch.zeros_like(self.start))
+        self.low_rank: nn.ParameterList | None = None
+
+    def add_low_rank(self, rank: int) -> None:
+        """Train u_0 + B A instead of u itself; B starts at zero."""
+        rows, columns = self.latent.shape
+        a = torch.randn(rank, columns, generator=torch.Generator().manual_seed(rows * columns)) / columns**0.5
+        self.low_rank = nn.ParameterList(
+            [nn.Parameter(a.to(self.latent.device)), nn.Parameter(a.new_zeros(rows, rank))]
+        )
+
+    def whole_latent(self) -> Tensor:
+        """u, with what is low-rank in it."""
+        if self.low_rank is None:
+            return self.latent
+        a, b = self.low_rank
+        return self.latent + b @ a
+
+    def forward(self, dtype: torch.dtype) -> Tensor:
+        """The weight as it will be, [rows, columns]."""
+        weight: Tensor = OnLevels.apply(  # type: ignore[no-untyped-call]
+            self.whole_latent(), self.factor, self.start, self.offset, self.table, dtype
+        )
+        return weight
+
+    @torch.no_grad()
+    def final(self) -> tuple[Tensor, Scales]:
+        """Levels and scales to store. Scales that the format rounds are rounded now, with the levels as they are."""
+        levels = nearest_level(self.whole_latent().float(), self.table)
+        return levels, self.grid.settle(self.start * (1 + self.factor), self.offset)
+
+
+def latent_of(levels: Tensor, goal: Tensor, scales: Scales, table: Tensor) -> Tensor:
+    """`goal` in units of the scales, moved into the cell of its level where it lies outside."""
+    columns = levels.shape[1]
+    scale = per_column(scales.scale, columns)
+    shifted = goal if scales.offset is None else goal - per_column(scales.offset, columns)
+    u = torch.where(scale == 0, levels, shifted / scale)
+    middle = (table[1:] + table[:-1]) / 2
+    low = torch.cat([2 * table[:1] - middle[:1], middle])
+    high = torch.cat([middle, 2 * table[-1:] - middle[-1:]])
+    cell = torch.bucketize(levels.contiguous(), middle)
+    margin = MARGIN * (high - low)[cell]
+    return torch.minimum(torch.maximum(u, low[cell] + margin), high[cell] - margin)
+
+
+class GridLinear(nn.Module):
+    """A linear layer on a `GridWeight`, its inputs rounded to INT8 if asked for."""
+
+    def __init__(self, weight: GridWeight, bias: nn.Parameter | None, int8_inputs: bool) -> None:
+        super().__init__()
+        self.on_grid = weight
+        self.bias = bias
+        self.int8_inputs = int8_inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        weight = self.inner.weight.t() if self.transposed else self.inner.weight
-        return nn.functional.linear(fake_quantize(x), fake_quantize(weight), self.inner.bias)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = fake_quantize(x) if self.int8_inputs else x
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return nn.functional.linear(x, self.on_grid(x.dtype), bias)
 
 
-def put_on_grid(model: nn.Module, paths: Iterable[str], transposed: bool) -> None:
-    """Wrap the layers at `paths`."""
-    for path in paths:
+def put_on_grid(model: nn.Module, weights: Mapping[str, GridWeight], int8_inputs: bool = False) -> None:
+    """Put the layers at the given paths on their grids, in place; they keep their biases."""
+    for path, weight in weights.items():
         parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, FakeInt8Linear(model.get_submodule(path), transposed))
-
-
-def take_off_grid(model: nn.Module, paths: Iterable[str]) -> None:
-    """Undo `put_on_grid`."""
-    for path in paths:
-        parent, _, last = path.rpartition(".")
-        wrapped: Any = model.get_submodule(path)
-        setattr(model.get_submodule(parent), last, wrapped.inner)
+        module: Any = model.get_submodule(path)
+        replacement = GridLinear(weight, getattr(module, "bias", None), int8_inputs)
+        setattr(model.get_submodule(parent), last, replacement)

@@ -1,11 +1,14 @@
-"""Quantization-aware training to INT8: the weights learn to be rounded, and the activations around them."""
+"""Quantization-aware training on any grid, started from the calibrated solution, with the original as teacher."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, Optional
 
+from compress.errors import UserError
 from compress.losses.logits import Logits
+from compress.quant.stage import Activations, Algorithm, CalibrationSettings, Scaling
 from compress.stage import DENSE, QUANTIZED, TEACHER, TEXT, Context, Metrics
 from compress.train.settings import Training
 
@@ -13,40 +16,68 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
 
 
-@dataclass
-class QATInt8:
-    """Trains all weights through straight-through INT8 rounding against the original, then encodes them on that grid.
+class Trains(str, Enum):
+    """What trains, in the order of cost."""
 
-    Per-channel weights and dynamic per-token activations, as they will run (LLM-QAT, arXiv 2305.17888, sec. 3).
+    scales = "scales"
+    """Block scales, norms and biases; the codes stay."""
+    lora = "lora"
+    """These, and a low-rank change of the weights in front of the rounding."""
+    weights = "weights"
+    """These, and every weight, straight through the rounding."""
+
+
+@dataclass
+class QAT:
+    """Calibrates, trains through the rounding against the original, and encodes on that grid.
+
+    LLM-QAT (arXiv 2305.17888) with the latents, scales and start of `compress.quant.fake`. `train.rate` is that of the
+    weights in units of the distance between levels.
     """
 
+    grid: str = "nf4"
+    """Of the linear layers, by name."""
+    embedding: Optional[str] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """Grid of embedding and head; they are put on it first, and the layers train around them."""
+    activations: Activations = Activations.none
+    algorithm: Algorithm = Algorithm.gptq
+    """Where training starts."""
+    scaling: Scaling = Scaling.none
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    trains: Trains = Trains.weights
+    rank: int = 32
+    """Of the change, for trains=lora."""
+    scale_rate: float = 0.1
+    """Rate of the block scales' factors, relative to train.rate."""
+    norm_rate: float = 0.1
+    """Rate of norms and biases, relative to train.rate."""
     train: Training = field(default_factory=Training)
     loss: Logits = field(default_factory=Logits)
 
-    kind: ClassVar[str] = "qat_int8"
+    kind: ClassVar[str] = "qat"
     version: ClassVar[int] = 1
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
 
-    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
-        """Train on the grid, then round for good."""
-        from compress.arch import adapter_for
-        from compress.arch.linears import linear_paths
-        from compress.grids import Int8
-        from compress.quant.encode import encode_checkpoint
-        from compress.quant.fake import put_on_grid, take_off_grid
-        from compress.train.fit import fit
-        from compress.train.student import load_student, load_teacher, windows_for
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"quant.rank={self.rank} must be at least 1.")
+        for name in ("scale_rate", "norm_rate"):
+            if getattr(self, name) < 0:
+                raise UserError(f"quant.{name}={getattr(self, name)} must not be negative; 0 holds them still.")
 
-        conv1d = adapter_for(checkpoint.config).modules.conv1d
-        paths = linear_paths(checkpoint.config)
-        windows = windows_for(self.train, context)
-        student = load_student(checkpoint, context)
-        put_on_grid(student, paths, conv1d)
-        fitted = fit(student, load_teacher(context), self.loss, windows, self.train, context)
-        take_off_grid(student, paths)
-        # from the fp32 weights that trained: rounding them to bf16 first would move some to another code
-        encoded, metrics = encode_checkpoint(checkpoint, Int8(), frozenset(), context, student.state_dict())
-        return encoded, metrics | fitted.metrics()
+    def check(self, config: object) -> None:
+        """Refuse grids that do not exist, before anything is computed."""
+        from compress.grids import grid_named
+
+        grid_named(self.grid)
+        if self.embedding is not None:
+            grid_named(self.embedding)
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Calibrate, train, write."""
+        from compress.quant.learn import learn
+
+        return learn(checkpoint, self, context)

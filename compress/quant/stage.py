@@ -1,13 +1,13 @@
-"""Post-training quantization: round to nearest on a grid, without data."""
+"""Post-training quantization: any grid by any algorithm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Optional
 
 from compress.errors import UserError
-from compress.stage import DENSE, NF4_WEIGHTS, QUANTIZED, Context, Metrics
+from compress.stage import DENSE, NF4_WEIGHTS, QUANTIZED, TEXT, Context, Metrics
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -22,8 +22,110 @@ class FourBitKind(str, Enum):
     fp4 = "fp4"
 
 
+class Algorithm(str, Enum):
+    """How levels and scales are chosen."""
+
+    rtn = "rtn"
+    """Round to nearest, as the format's own quantizer does; needs no text."""
+    search = "search"
+    """Scales with the least error, weighted by the second moment of the inputs."""
+    gptq = "gptq"
+    """Searched scales, error feedback, then scales and levels in turns."""
+
+
+class Scaling(str, Enum):
+    """What is moved between layers before rounding, where the architecture lets it be undone exactly."""
+
+    none = "none"
+    awq = "awq"
+    """Salient input channels up, so that weights keep them (arXiv 2306.00978)."""
+    smooth = "smooth"
+    """Loud input channels down, so that INT8 activations keep the others (SmoothQuant, arXiv 2211.10438)."""
+
+
+class Activations(str, Enum):
+    """What linear layers do with their inputs."""
+
+    none = "none"
+    int8_token = "int8_token"
+
+
 @dataclass
-class NF4:
+class CalibrationSettings:
+    """The text that errors are measured on, and how they are spread."""
+
+    tokens: int = 32768
+    """Calibration tokens; text of one's own counts among them."""
+    length: int = 512
+    """Tokens per window."""
+    damping: float = 0.01
+    """Added to the diagonal of the inputs' second moment, relative to its mean."""
+    absorb: float = 0.5
+    """Part of the drift from the original that every layer makes up for."""
+    rounds: int = 2
+    """Turns of refitting scales and levels after error feedback."""
+    first_token: float = 1.0
+    """Weight of each window's first token among the others; its activations are massive."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.length < 8:
+            raise UserError(
+                f"calibration.tokens={self.tokens} must be at least 1, calibration.length={self.length} at least 8."
+            )
+        if not self.damping > 0:
+            raise UserError(f"calibration.damping={self.damping} must be above zero.")
+        if not 0 <= self.absorb <= 1:
+            raise UserError(f"calibration.absorb={self.absorb} is a fraction: from 0 to 1.")
+        if self.rounds < 0 or self.first_token < 0:
+            raise UserError("calibration.rounds and calibration.first_token must not be negative.")
+
+
+@dataclass
+class PostTraining:
+    """What all post-training stages share."""
+
+    algorithm: Algorithm = Algorithm.rtn
+    """rtn, search or gptq."""
+    scaling: Scaling = Scaling.none
+    """none, awq or smooth."""
+    embedding: Optional[str] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """Grid of the embedding, and of the head (one tensor where they are tied); by default they stay dense."""
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+
+    version: ClassVar[int] = 2
+    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
+    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
+    takes: ClassVar[frozenset[str]] = frozenset({DENSE})
+    activations: ClassVar[Activations] = Activations.none
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Rounding to nearest reads no text."""
+        free = self.algorithm is Algorithm.rtn and self.scaling is Scaling.none
+        return frozenset() if free else frozenset({TEXT})
+
+    @property
+    def grid_name(self) -> str:
+        """Of the linear layers."""
+        raise NotImplementedError
+
+    def check(self, config: object) -> None:
+        """Refuse grids that do not exist, before anything is computed."""
+        from compress.grids import grid_named
+
+        grid_named(self.grid_name)
+        if self.embedding is not None:
+            grid_named(self.embedding)
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Choose codes, then write them tensor by tensor."""
+        from compress.quant.run import post_training
+
+        return post_training(checkpoint, self, context)
+
+
+@dataclass
+class NF4(PostTraining):
     """Linear layers to 4 bits in blocks (QLoRA, arXiv 2305.14314)."""
 
     code: FourBitKind = FourBitKind.nf4
@@ -34,39 +136,43 @@ class NF4:
     """Quantize the scales too, to 8 bits in blocks of 256."""
 
     kind: ClassVar[str] = "nf4"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED, NF4_WEIGHTS})
-    takes: ClassVar[frozenset[str]] = frozenset({DENSE})
-    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
             raise UserError(f"quant.block={self.block} is not a block size of this grid.", f"Give one of {BLOCKS}.")
 
-    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
-        """Encode every linear layer."""
+    @property
+    def grid_name(self) -> str:
+        """As `compress.grids.names` calls it."""
         from compress.grids import FourBit
-        from compress.quant.encode import encode_checkpoint
 
-        grid = FourBit(self.code.value, self.block, self.double_quant)
-        return encode_checkpoint(checkpoint, grid, frozenset({NF4_WEIGHTS}), context)
+        return FourBit(self.code.value, self.block, self.double_quant).name
 
 
 @dataclass
-class INT8:
+class INT8(PostTraining):
     """Linear layers to 8 bits per output channel, run with 8-bit activations per token."""
 
     kind: ClassVar[str] = "int8"
-    version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
-    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
-    takes: ClassVar[frozenset[str]] = frozenset({DENSE})
-    reads: ClassVar[frozenset[str]] = frozenset()
+    activations: ClassVar[Activations] = Activations.int8_token
 
-    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
-        """Encode every linear layer."""
-        from compress.grids import Int8
-        from compress.quant.encode import encode_checkpoint
+    @property
+    def grid_name(self) -> str:
+        """Per channel."""
+        return "int8"
 
-        return encode_checkpoint(checkpoint, Int8(), frozenset(), context)
+
+@dataclass
+class OnGrid(PostTraining):
+    """Linear layers on any grid by its name, activations as they are."""
+
+    grid: str = "int4_g64"
+    """int8, int4_g32|64|128[_asym], int3_..., q8_0, q5_1, q5_0, q4_0, nf4[_b32|64|128[_single]], fp4..."""
+
+    kind: ClassVar[str] = "grid"
+
+    @property
+    def grid_name(self) -> str:
+        """As given."""
+        return self.grid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from compress.arch import adapter_for
+from compress.arch.linears import linear_paths
+from compress.checkpoint import Checkpoint
+from compress.grids import Encoded, Int8
 from compress.quiet import quiet_transformers
+from compress.runtime.encoded import INT8_TOKENS, compute_dtype, decoded_state, encoded_tensors, quantization_of
 from compress.runtime.four_bit import keep_four_bit_exact
 from compress.runtime.int8 import Int8Linear
 
@@ -28,6 +34,10 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    checkpoint = Checkpoint(folder, frozenset())
+    own = quantization_of(checkpoint.raw_config)
+    if own is not None:
+        return load_own(checkpoint, own, dtype, device)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or "auto", device_map={"": str(device)}, attn_implementation="sdpa"
@@ -37,6 +47,41 @@ def load_model(
     if not plain:
         keep_four_bit_exact(model)
         use_int8_kernels(model)
+    return model.eval()
+
+
+def load_own(
+    checkpoint: Checkpoint, quantization: dict[str, Any], dtype: torch.dtype | None, device: torch.device | str
+) -> Any:
+    """A checkpoint in our layout: decoded, but for INT8 layers whose activations are INT8 too.
+
+    Args:
+        checkpoint: the folder.
+        quantization: its block of config.json.
+        dtype: of the dense tensors; as stored by default.
+        device: where to.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(checkpoint.config)
+    del config.quantization_config
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(
+            None,
+            config=config,
+            state_dict=decoded_state(checkpoint, dtype),
+            dtype=dtype or compute_dtype(checkpoint),
+            device_map={"": str(device)},
+            attn_implementation="sdpa",
+        )
+    if quantization["activations"] == INT8_TOKENS:
+        parameter = adapter_for(config).parameter
+        for name, value, grid in encoded_tensors(checkpoint):
+            path = parameter(name).removesuffix(".weight")
+            if isinstance(grid, Int8) and isinstance(value, Encoded) and path in set(linear_paths(config)):
+                bias = getattr(model.get_submodule(path), "bias", None)
+                layer = Int8Linear(value.parts["codes"], value.parts["absmax"], None if bias is None else bias.data)
+                replace_module(model, path, layer.to(device))
     return model.eval()
 
 

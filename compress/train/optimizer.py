@@ -36,11 +36,20 @@ def make_optimizer(
     if issubclass(kind, torch.optim.AdamW) and "fused" not in arguments:
         arguments["fused"] = True  # one pass over the state instead of seven
     try:
-        optimizer = kind([p for p in parameters if p.requires_grad], lr=rate, **arguments)
+        optimizer = kind(groups(parameters, rate), lr=rate, **arguments)
     except TypeError as error:
         raise UserError(f"optimizer {spec['_target_']} refuses its arguments: {error}.") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def groups(parameters: Iterable[torch.nn.Parameter], rate: float) -> list[dict[str, Any]]:
+    """What trains, by its rate: a parameter's attribute `rate_factor`, 1 if it has none, times `rate`."""
+    found: dict[float, list[torch.nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            found.setdefault(getattr(parameter, "rate_factor", 1.0), []).append(parameter)
+    return [{"params": members, "lr": rate * factor} for factor, members in found.items()]
 
 
 def _find_class(target: str) -> Any:

@@ -11,6 +11,7 @@ from compress_kernels.blockwise4bit import (
 )
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+from compress_kernels.sweep import Sweep, Swept, sweep_columns
 
 __all__ = [
     "DYNAMIC_CODE",
@@ -19,6 +20,8 @@ __all__ = [
     "Blockwise4bit",
     "Divergence",
     "FusedLoss",
+    "Sweep",
+    "Swept",
     "backend_name",
     "dequantize_4bit",
     "divergence",
@@ -27,4 +30,5 @@ __all__ = [
     "fused_kl",
     "quantize_4bit",
     "quantize_scales",
+    "sweep_columns",
 ]

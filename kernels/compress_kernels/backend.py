@@ -10,13 +10,16 @@ import importlib
 import os
 import warnings
 from functools import cache
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from compress_kernels.native import NativeBuildError, load_library
 from compress_kernels.rows import RowRequest, RowResult
+
+if TYPE_CHECKING:
+    from compress_kernels.sweep import Sweep, Swept
 
 BACKENDS: dict[str, str] = {
     "reference": "compress_kernels.reference",
@@ -53,6 +56,10 @@ class Backend(Protocol):
 
     def divergence_rows(self, request: RowRequest) -> RowResult:
         """Divergence, likelihoods and gradient of one chunk."""
+        ...
+
+    def sweep_columns(self, request: Sweep) -> Swept:
+        """Levels of one block of columns."""
         ...
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.native import load_library
 from compress_kernels.rows import RowRequest, RowResult
+from compress_kernels.sweep import Sweep, Swept
 
 _DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
@@ -136,3 +137,31 @@ def divergence_rows(request: RowRequest) -> RowResult:
         _level(),
     )
     return RowResult(kl, nll_student, nll_teacher, top1.bool())
+
+
+def sweep_columns(request: Sweep) -> Swept:
+    """See reference.sweep_columns."""
+    work = request.work.contiguous().clone()
+    parts = [request.coupling, request.pivot, request.gain, request.scale, request.table]
+    coupling, pivot, gain, scale, table = (part.contiguous() for part in parts)
+    anchor = None if request.anchor is None else request.anchor.contiguous()
+    offset = None if request.offset is None else request.offset.contiguous()
+    levels, moved = torch.empty_like(work), torch.empty_like(work)
+    load_library().ck_sweep_columns(
+        _pointer(work),
+        _pointer(anchor),
+        _pointer(coupling),
+        _pointer(pivot),
+        _pointer(gain),
+        _pointer(scale),
+        _pointer(offset),
+        _pointer(table),
+        ctypes.c_int(len(table)),
+        ctypes.c_int(request.uniform),
+        _pointer(levels),
+        _pointer(moved),
+        ctypes.c_int64(work.shape[0]),
+        ctypes.c_int64(work.shape[1]),
+        _threads(),
+    )
+    return Swept(levels, work, moved)

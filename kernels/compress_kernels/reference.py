@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.rows import RowRequest, RowResult
+from compress_kernels.sweep import Sweep, Swept
 
 ABSMAX_FLOOR = 1e-38
 
@@ -137,3 +138,26 @@ def kl_loss(
     if labels is not None:
         total = total + ce * F.cross_entropy(student_logits[valid], labels[valid], reduction="sum")
     return total / count
+
+
+def sweep_columns(request: Sweep) -> Swept:
+    """Levels of one block of columns; see sweep.py. Columns are rows in memory here, for speed."""
+    work, scale = request.work.t().clone(), request.scale.t()
+    anchor = None if request.anchor is None else request.anchor.t()
+    offset = torch.zeros_like(scale) if request.offset is None else request.offset.t()
+    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)
+    bounds = (request.table[1:] + request.table[:-1]) / 2
+    levels, moved = torch.empty_like(work), torch.empty_like(work)
+    for j in range(len(work)):
+        x = work[j] * request.pivot[j]
+        x = x if anchor is None else x + anchor[j]
+        aimed = (x - offset[j]) * inverse[j]
+        if request.uniform:
+            levels[j] = aimed.round().clamp_(request.table[0], request.table[-1])
+        else:
+            levels[j] = request.table[torch.bucketize(aimed, bounds)]
+        value = levels[j] * scale[j] + offset[j]
+        moved[j] = (x - value if anchor is None else value - anchor[j]) * request.gain[j]
+        work[j] = x
+        work[j + 1 :].addr_(request.coupling[j, j + 1 :], moved[j], alpha=-1)
+    return Swept(levels.t().contiguous(), work.t().contiguous(), moved.t().contiguous())

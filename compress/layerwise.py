@@ -1,0 +1,104 @@
+"""A model one layer at a time: hidden states go through a layer, and what its modules see can be looked at.
+
+What has to be known of a layer is learned as it is passed; only one layer's activations are in memory. Compensation
+after pruning and calibrated quantization both walk like this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.arch import adapter_for
+from compress.train.module import last_hidden
+
+BATCH_TOKENS = 1024
+"""Tokens that go through a layer together."""
+
+
+def batches(hidden: Tensor) -> tuple[Tensor, ...]:
+    """Hidden states [windows, length, width] in parts that go through a layer together."""
+    return torch.split(hidden, max(1, BATCH_TOKENS // hidden.shape[1]))
+
+
+@dataclass
+class Layers:
+    """A model's layers, each callable alone on hidden states [batch, length, width]."""
+
+    model: Any
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    embedded: Tensor
+    """Hidden states before the first layer, [windows, length, width]."""
+
+    @classmethod
+    def of(cls, model: Any, windows: Tensor) -> Layers:
+        """Record what the model calls its layers with (the same for all windows of one length), and its embeddings.
+
+        The layers themselves are not run: one window goes through the model, the others stop at its first layer.
+        """
+        layers = list(model.get_submodule(adapter_for(model.config).modules.layers))
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[Tensor] = []
+
+        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
+            if layer is layers[0]:
+                first.append(hidden)
+            if len(calls) == len(layers):
+                raise EnoughSeen
+            calls.append((rest, {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+
+        handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
+        try:
+            for window in windows:
+                try:
+                    last_hidden(model, window[None].to(model.device))
+                except EnoughSeen:
+                    continue
+        finally:
+            for handle in handles:
+                handle.remove()
+        return cls(model, calls, torch.cat(first))
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        """Layer `index` on some windows."""
+        layers: Any = self.model.get_submodule(adapter_for(self.model.config).modules.layers)
+        args, kwargs = self.calls[index]
+        out = layers[index](hidden, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+class EnoughSeen(Exception):  # noqa: N818 - no error: it ends a layer once what was wanted is known
+    """Leaves a layer early."""
+
+
+@contextmanager
+def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the input of every call of `module`, and leaves the layer there."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(args[0])
+        raise EnoughSeen
+
+    handle = module.register_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watching(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collects (input, output) of every call of `module`."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = module.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    try:
+        yield seen
+    finally:
+        handle.remove()

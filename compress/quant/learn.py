@@ -1,0 +1,98 @@
+"""The work of quantization-aware training: a calibrated start, training, and the codes that come out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.grids import Encoded, Grid, grid_named, level_of, value_of
+from compress.quant.encode import Placement, encode_checkpoint, linear_grids
+from compress.quant.fake import GridLinear, GridWeight, put_on_grid
+from compress.quant.qat import QAT, Trains
+from compress.quant.run import Start, outer_grids, solve_layers
+from compress.quant.scales import search
+from compress.quant.stage import Activations
+from compress.stage import NF4_WEIGHTS, Context, Metrics
+from compress.train.fit import fit
+from compress.train.student import load_student, load_teacher, windows_for
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+
+
+def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpoint, Metrics]:
+    """Quantize as `stage` says."""
+    windows = windows_for(stage.train, context)
+    grids = linear_grids(checkpoint.config, grid_named(stage.grid))
+    outer = outer_grids(checkpoint, grid_named(stage.embedding)) if stage.embedding else {}
+    start = solve_layers(checkpoint, grids, stage, context, goals=True)
+    student = load_student(checkpoint, context).requires_grad_(False)
+    encoded = {path: on_grid_for_good(student.get_submodule(path), grid) for path, grid in outer.items()}
+    student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
+    weights = {path: trainable(student, path, start, stage) for path in start.levels}
+    put_on_grid(student, weights, stage.activations is Activations.int8_token)
+    choose_what_trains(student, stage)
+    fitted = fit(student, load_teacher(context), stage.loss, windows, stage.train, context)
+    for path, weight in weights.items():
+        levels, scales = weight.final()
+        encoded[path] = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
+    placement = Placement(
+        grids={**grids, **outer},
+        activations=None if stage.activations is Activations.none else stage.activations.value,
+        solved=encoded,
+        dense=trained_beside(student, start.folded),
+    )
+    traits = frozenset({NF4_WEIGHTS} if stage.grid.startswith(("nf4", "fp4")) and not outer else ())
+    quantized, metrics = encode_checkpoint(checkpoint, placement, traits, context)
+    return quantized, metrics | start.details | fitted.metrics()
+
+
+def trainable(student: nn.Module, path: str, start: Start, stage: QAT) -> GridWeight:
+    """The weight at `path` on its calibrated codes, ready to train."""
+    device = next(student.parameters()).device
+    levels, goal = start.levels[path].to(device), start.goals[path].to(device)
+    weight = GridWeight(levels, start.scales[path].to(device), goal, start.grids[path])
+    if stage.trains is Trains.lora:
+        weight.add_low_rank(stage.rank)
+    return weight
+
+
+@torch.no_grad()
+def on_grid_for_good(module: Any, grid: Grid) -> Encoded:
+    """Put an embedding or head on its grid, in place; scales are searched, without data."""
+    weight = module.weight.float()
+    scales = search(weight, grid)
+    levels = level_of(weight, scales, grid)
+    module.weight.copy_(value_of(levels, scales))
+    return grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
+
+
+def choose_what_trains(student: nn.Module, stage: QAT) -> None:
+    """Set requires_grad and rates: latents (or their low-rank change), scales, norms and biases of the layers."""
+    for module in student.modules():
+        if isinstance(module, GridLinear):
+            weight = module.on_grid
+            low_rank = list(weight.low_rank or [])
+            weight.latent.requires_grad_(stage.trains is Trains.weights)
+            for factor in low_rank:
+                factor.requires_grad_(True)
+            _rate(weight.factor, stage.scale_rate)
+    for name, parameter in student.named_parameters():
+        beside = ".on_grid." not in name and parameter.dim() == 1
+        if beside:
+            _rate(parameter, stage.norm_rate)
+
+
+def _rate(parameter: nn.Parameter, factor: float) -> None:
+    parameter.requires_grad_(factor > 0)
+    parameter.rate_factor = factor  # type: ignore[attr-defined]
+
+
+def trained_beside(student: nn.Module, changed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Norms and biases by the model's parameter names: those that trained, and those that have taken scales in."""
+    own = {name.replace(".on_grid.", "."): p.detach() for name, p in student.named_parameters() if p.dim() == 1}
+    return {name: tensor for name, tensor in own.items() if ".factor" not in name} | {
+        name: own[name] for name in changed if name in own
+    }

@@ -1,0 +1,119 @@
+"""The work of the post-training stages: fold, choose codes, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compress.arch import adapter_for
+from compress.arch.linears import linear_paths
+from compress.calibrate import calibration_windows
+from compress.grids import Encoded, Grid, Scales, grid_named
+from compress.quant.calibrated import Calibration, Solved, calibrate, weight_of
+from compress.quant.encode import Placement, encode_checkpoint, linear_grids
+from compress.quant.stage import Activations, PostTraining, Scaling
+from compress.runtime.loading import load_model
+from compress.stage import NF4_WEIGHTS, Context, Metrics
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.quant.qat import QAT
+
+
+def post_training(checkpoint: Checkpoint, stage: PostTraining, context: Context) -> tuple[Checkpoint, Metrics]:
+    """Quantize as `stage` says."""
+    grids = linear_grids(checkpoint.config, grid_named(stage.grid_name))
+    if stage.embedding is not None:
+        grids |= outer_grids(checkpoint, grid_named(stage.embedding))
+    traits = stage.gives & {NF4_WEIGHTS}
+    if not stage.reads:
+        return encode_checkpoint(checkpoint, Placement(grids, _activations(stage)), traits, context)
+    start = solve_layers(checkpoint, grids, stage, context)
+    placement = Placement(grids, _activations(stage), start.encoded(), start.folded)
+    quantized, metrics = encode_checkpoint(checkpoint, placement, traits, context)
+    return quantized, metrics | start.details
+
+
+def calibration_of(stage: PostTraining | QAT) -> Calibration:
+    """The stage's fields as the walk reads them."""
+    given = stage.calibration
+    return Calibration(
+        algorithm=stage.algorithm,
+        damping=given.damping,
+        absorb=given.absorb,
+        rounds=given.rounds,
+        first_token=given.first_token,
+        scaling=stage.scaling,
+        int8_inputs=stage.activations is Activations.int8_token,
+    )
+
+
+@dataclass
+class Start:
+    """Calibrated codes of every linear layer, with what training needs to go on from them."""
+
+    grids: dict[str, Grid]
+    levels: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, Scales] = field(default_factory=dict)
+    goals: dict[str, Tensor] = field(default_factory=dict)
+    folded: dict[str, Tensor] = field(default_factory=dict)
+    """Norms and biases that have taken scales in."""
+    details: Metrics = field(default_factory=dict)
+
+    def encoded(self) -> dict[str, Encoded]:
+        """The codes as they are stored."""
+        return {p: self.grids[p].pack(self.levels[p], self.scales[p], torch.float32) for p in self.levels}
+
+
+def solve_layers(
+    checkpoint: Checkpoint, grids: Mapping[str, Grid], stage: PostTraining | QAT, context: Context, goals: bool = False
+) -> Start:
+    """Choose the codes of every linear layer on calibration text, layer by layer; `goals` keeps what they aim at."""
+    windows = calibration_windows(context, stage.calibration.tokens, stage.calibration.length)
+    student = load_model(checkpoint.folder, device=context.fabric.device)
+    dense = load_model(checkpoint.folder, device=context.fabric.device)
+    transposed = adapter_for(checkpoint.config).modules.conv1d
+    linears = {path: student.get_submodule(path) for path in linear_paths(checkpoint.config) if path in grids}
+    fitting = {p: grids[p] for p, layer in linears.items() if grids[p].fits(weight_of(layer, transposed).shape)}
+    start = Start(fitting)
+    errors: dict[str, float] = {}
+    plain: dict[str, float] = {}
+    with context.progress.bar("calibrating", adapter_for(checkpoint.config).shape(checkpoint.config).layers) as advance:
+
+        def found(path: str, layer: Solved) -> None:
+            start.levels[path] = layer.levels.to(torch.float16).cpu()
+            start.scales[path] = layer.scales.to("cpu")
+            if goals:
+                start.goals[path] = layer.goal.cpu()
+            errors[path], plain[path] = layer.error, layer.error_rtn
+
+        calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
+    if stage.scaling is not Scaling.none:
+        start.folded = folded(student, checkpoint, start)
+    start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
+    return start
+
+
+def folded(model: Any, checkpoint: Checkpoint, start: Start) -> dict[str, Tensor]:
+    """Parameters inside the layers that are not encoded: norms and biases have taken scales in."""
+    layers = adapter_for(checkpoint.config).modules.layers
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith(f"{layers}.") and name.removesuffix(".weight") not in start.levels
+    }
+
+
+def outer_grids(checkpoint: Checkpoint, grid: Grid) -> dict[str, Grid]:
+    """Embedding, and head if it is a tensor of its own."""
+    modules = adapter_for(checkpoint.config).modules
+    paths = [modules.embedding] if checkpoint.config.tie_word_embeddings else [modules.embedding, modules.head]
+    return dict.fromkeys(paths, grid)
+
+
+def _activations(stage: PostTraining) -> str | None:
+    return None if stage.activations is Activations.none else stage.activations.value

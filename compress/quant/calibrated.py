@@ -7,8 +7,8 @@ and y those of the quantized stream,
     H = E[y y^T]    C = E[x y^T]    W' = W + a (W (C - H) + D) (H + damping)^-1        a: `absorb`
 
 W' is what the quantized layer should be, so that it gives the original's output on its own inputs; D = E[d y^T] adds
-the drift d of the residual stream for the projections that write to it. Then scales are searched, W' is rounded with error
-feedback, and scales and levels are refined in turns.
+the drift d of the residual stream for the projections that write to it. Then scales are searched, W' is rounded with
+error feedback, and scales and levels are refined in turns.
 
 Sequential inputs and feedback: GPTQ (arXiv 2210.17323). Targets from the dense stream: as in
 compensation after pruning.

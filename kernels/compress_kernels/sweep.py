@@ -11,7 +11,8 @@ a block of b columns j = 0 .. b-1:
     work_k -= m_j * coupling_jk                    for k > j
 
 Feedback: work = W, coupling = U, pivot = 1, gain = 1 / U_jj. Descent: work = the pull H (W - Q)^T, anchor = Q,
-coupling = H, pivot = 1 / H_jj, gain = 1. What `m` means for the columns after the block is one matrix product of the caller's.
+coupling = H, pivot = 1 / H_jj, gain = 1. What `m` means for the columns after the block is one matrix product of the
+caller's.
 
 Rows are independent. Operations: rows * b^2 multiply-adds / 2; bytes: 7 * 4 per element, once. At b = 128 a row's 128 *
 7 floats stay in L1, so arithmetic sets the pace.

@@ -18,53 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.arch import adapter_for
-from compress.grids import Grid, Scales, level_of, value_of
+from compress.grids import Grid, value_of
 from compress.grids.int8 import fake_quantize
 from compress.layerwise import EnoughSeen, Layers, batches, inputs_of
 from compress.quant.fold import best_scale, edges
-from compress.quant.gptq import Rounded, descend, feedback
-from compress.quant.scales import refit, search
-from compress.quant.stage import Algorithm, Scaling
+from compress.quant.solve import Calibration, Collected, Solved, solve, sum_of_products, target
+from compress.quant.stage import Scaling
 
 FOLD_TOKENS = 4096
 """Tokens that the scales of the folds are searched on."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How the error is measured and spread."""
-
-    algorithm: Algorithm = Algorithm.gptq
-    damping: float = 0.01
-    absorb: float = 0.5
-    rounds: int = 2
-    """Turns of refitting scales and levels after the feedback."""
-    first_token: float = 1.0
-    """Weight of each window's first token, whose activations are massive, among the others."""
-    scaling: Scaling = Scaling.none
-    int8_inputs: bool = False
-    """Linear layers round their inputs to INT8, a scale a token."""
-
-
-@dataclass(frozen=True)
-class Solved:
-    """One linear layer on its grid."""
-
-    levels: Tensor
-    scales: Scales
-    goal: Tensor
-    """[out, in], between the levels: where training can go on."""
-    error: float
-    """tr(E H E^T) / tr(W H W^T) with E the difference to the original weight W: what its output has lost."""
-    error_rtn: float
-    """The same for plain rounding."""
 
 
 Found = Callable[[str, Solved], None]
@@ -112,7 +80,9 @@ def calibrate(
             for group in shared:
                 collected = _collect(s, index, x_s, group, wanted[group[0]], settings)
                 # what the stream lacks is the projections' to make up for, a part of it each
-                missing = _second(drift, collected) if group[0] in writers else None
+                missing = None
+            if settings.absorb and group[0] in writers:
+                missing = sum_of_products(batches(drift), collected.inputs, settings.first_token)
                 for path in group:
                     module: Any = student.get_submodule(path)
                     weight = weight_of(module, modules.conv1d).float()
@@ -179,16 +149,6 @@ def sharing_inputs(layers: Layers, index: int, hidden: Tensor, linears: list[str
     return [group for _, group in seen]
 
 
-@dataclass
-class Collected:
-    """Second moments of one group's inputs."""
-
-    h: Tensor
-    c: Tensor
-    inputs: list[Tensor]
-    weights: Tensor
-
-
 def _inputs_and_output(
     layers: Layers, index: int, hidden: Tensor, paths: Sequence[str]
 ) -> tuple[dict[str, list[Tensor]], Tensor]:
@@ -213,85 +173,9 @@ def _collect(
         for x in batches(hidden):
             with suppress(EnoughSeen):
                 layers.run(index, x)
-    width = seen[0].shape[-1]
-    h, c = (torch.zeros(width, width, device=hidden.device) for _ in range(2))
-    length = hidden.shape[1]
-    weights = torch.ones(length, device=hidden.device)
-    weights[0] = settings.first_token
-    for y, x in zip(seen, dense, strict=True):
-        rows = y.float() * weights[: y.shape[1], None]
-        h.addmm_(rows.flatten(0, 1).t(), y.float().flatten(0, 1))
-        if settings.absorb:
-            c.addmm_(x.float().flatten(0, 1).t(), rows.flatten(0, 1))
-    count = hidden.shape[0] * float(weights.sum())
-    return Collected(h / count, c / count if settings.absorb else h / count, seen, weights)
-
-
-def _second(drift: Tensor, collected: Collected) -> Tensor:
-    """D = E[d y^T], [width, inputs]."""
-    total = torch.zeros(drift.shape[-1], len(collected.h), device=drift.device)
-    for d, y in zip(batches(drift), collected.inputs, strict=True):
-        rows = y.float() * collected.weights[:, None]
-        total.addmm_(d.float().flatten(0, 1).t(), rows.flatten(0, 1))
-    return total / (drift.shape[0] * float(collected.weights.sum()))
-
-
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """`gram` with `damping` of its mean diagonal added to the diagonal; dead inputs get the mean itself."""
-    h = gram.clone()
-    diagonal = h.diagonal()
-    mean = diagonal.mean()
-    diagonal[diagonal == 0] = mean if bool(mean > 0) else 1.0
-    diagonal.add_(damping * mean)
-    return h
-
-
-def target(
-    weight: Tensor, dense: Tensor, collected: Collected, missing: Tensor | None, settings: Calibration
-) -> Tensor:
-    """W', in fp32 [out, in]; W itself where the system cannot be solved.
-
-    Args:
-        weight: W, scales folded in.
-        dense: the original's, which goes with the inputs in `collected.c`.
-        collected: second moments.
-        missing: D, or None.
-        settings: damping and the part to absorb.
-    """
+    h = sum_of_products(seen, seen, settings.first_token)
     if not settings.absorb:
-        return weight
-    shift = dense @ collected.c - weight @ collected.h
-    if missing is not None:
-        shift = shift + missing
-    factor, failed = torch.linalg.cholesky_ex(damped(collected.h, max(settings.damping, 0.01)).double())
-    if bool(failed):
-        return weight
-    moved = weight + settings.absorb * torch.cholesky_solve(shift.double().t(), factor).t().float()
-    return moved if bool(moved.isfinite().all()) else weight
-
-
-def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Calibration) -> Solved:
-    """Round `goal` on `grid` by the algorithm of the settings; errors are told against `weight`, both [out, in]."""
-    plain = grid.start(weight)
-    rtn = level_of(weight, plain, grid)
-    if settings.algorithm is Algorithm.rtn:
-        scales, rounded = plain, Rounded(rtn, weight)
-    else:
-        scales = search(goal, grid, gram.diagonal())
-        if settings.algorithm is Algorithm.search:
-            rounded = Rounded(level_of(goal, scales, grid), goal)
-        else:
-            h = damped(gram, settings.damping)
-            rounded = feedback(goal, gram, grid, scales, settings.damping)
-            for _ in range(settings.rounds):
-                rounded = descend(goal, rounded.levels, h, grid, scales)
-                scales = refit(goal, rounded.levels, scales, h, grid)
-    size = _energy(weight, gram).clamp_min(1e-30)
-    error = _energy(value_of(rounded.levels, scales) - weight, gram) / size
-    error_rtn = _energy(value_of(rtn, plain) - weight, gram) / size
-    return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn))
-
-
-def _energy(x: Tensor, gram: Tensor) -> Tensor:
-    """tr(X H X^T)."""
-    return ((x @ gram) * x).sum()
+        return Collected(h, torch.zeros_like(h), seen)
+    # C - H as one sum: the difference keeps its digits in half precision, two large sums would not
+    difference = [x - y for x, y in zip(dense, seen, strict=True)]
+    return Collected(h, sum_of_products(difference, seen, settings.first_token), seen)

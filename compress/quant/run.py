@@ -13,8 +13,9 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.calibrate import calibration_windows
 from compress.grids import Encoded, Grid, Scales, grid_named
-from compress.quant.calibrated import Calibration, Solved, calibrate, weight_of
+from compress.quant.calibrated import calibrate, weight_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
+from compress.quant.solve import Calibration, Solved
 from compress.quant.stage import Activations, PostTraining, Scaling
 from compress.runtime.loading import load_model
 from compress.stage import NF4_WEIGHTS, Context, Metrics

@@ -1,0 +1,146 @@
+"""One linear layer on its grid, from the second moments of its inputs.
+
+    W' = W + a (W (C - H) + D) (H + damping)^-1
+
+is what the layer should be (see `compress.quant.calibrated`); scales are then searched, W' is rounded with error
+feedback, and levels and scales are refined in turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.grids import Grid, Scales, level_of, value_of
+from compress.quant.gptq import Rounded, descend, feedback
+from compress.quant.scales import refit, search
+from compress.quant.stage import Algorithm, Scaling
+
+SINKS = 4
+"""Positions at the start of a window whose activations may be massive (arXiv 2402.17762)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the error is measured and spread."""
+
+    algorithm: Algorithm = Algorithm.gptq
+    damping: float = 0.01
+    absorb: float = 0.5
+    rounds: int = 2
+    """Turns of refitting scales and levels after the feedback."""
+    first_token: float = 1.0
+    """Weight of each window's first token, whose activations are massive, among the others."""
+    scaling: Scaling = Scaling.none
+    int8_inputs: bool = False
+    """Linear layers round their inputs to INT8, a scale a token."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One linear layer on its grid."""
+
+    levels: Tensor
+    scales: Scales
+    goal: Tensor
+    """[out, in], between the levels: where training can go on."""
+    error: float
+    """tr(E H E^T) / tr(W H W^T) with E the difference to the original weight W: what its output has lost."""
+    error_rtn: float
+    """The same for plain rounding."""
+
+
+@dataclass
+class Collected:
+    """Second moments of one group's inputs: H, C - H, and the inputs y themselves, batch by batch."""
+
+    h: Tensor
+    lost: Tensor
+    inputs: list[Tensor]
+
+
+def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token: float) -> Tensor:
+    """Mean of l r^T over tokens, fp32 [left width, right width].
+
+    In the type of the activations, but for each window's first positions: their massive activations would drown what
+    half precision can hold, and the other sums with them.
+
+    Args:
+        left: batches [windows, length, left width].
+        right: batches [windows, length, right width].
+        first_token: weight of each window's first token.
+    """
+    total = torch.zeros(left[0].shape[-1], right[0].shape[-1], device=left[0].device)
+    count = 0.0
+    for x, y in zip(left, right, strict=True):
+        head = x[:, :SINKS].float()
+        head[:, 0] *= first_token
+        total.addmm_(head.flatten(0, 1).t(), y[:, :SINKS].float().flatten(0, 1))
+        if x.shape[1] > SINKS:
+            total += x[:, SINKS:].flatten(0, 1).t() @ y[:, SINKS:].flatten(0, 1)
+        count += x.shape[0] * (x.shape[1] - 1 + first_token)
+    return total / count
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """`gram` with `damping` of its mean diagonal added to the diagonal; dead inputs get the mean itself."""
+    h = gram.clone()
+    diagonal = h.diagonal()
+    mean = diagonal.mean()
+    diagonal[diagonal == 0] = mean if bool(mean > 0) else 1.0
+    diagonal.add_(damping * mean)
+    return h
+
+
+def target(
+    weight: Tensor, dense: Tensor, collected: Collected, missing: Tensor | None, settings: Calibration
+) -> Tensor:
+    """W', in fp32 [out, in]; W itself where the system cannot be solved.
+
+    Args:
+        weight: W, scales folded in.
+        dense: the original's, before scales were folded in.
+        collected: second moments.
+        missing: D, or None.
+        settings: damping and the part to absorb.
+    """
+    if not settings.absorb:
+        return weight
+    shift = dense @ collected.lost + (dense - weight) @ collected.h
+    if missing is not None:
+        shift = shift + missing
+    factor, failed = torch.linalg.cholesky_ex(damped(collected.h, max(settings.damping, 0.01)).double())
+    if bool(failed):
+        return weight
+    moved = weight + settings.absorb * torch.cholesky_solve(shift.double().t(), factor).t().float()
+    return moved if bool(moved.isfinite().all()) else weight
+
+
+def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Calibration) -> Solved:
+    """Round `goal` on `grid` by the algorithm of the settings; errors are told against `weight`, both [out, in]."""
+    plain = grid.start(weight)
+    rtn = level_of(weight, plain, grid)
+    if settings.algorithm is Algorithm.rtn:
+        scales, rounded = plain, Rounded(rtn, weight)
+    else:
+        scales = search(goal, grid, gram.diagonal())
+        if settings.algorithm is Algorithm.search:
+            rounded = Rounded(level_of(goal, scales, grid), goal)
+        else:
+            h = damped(gram, settings.damping)
+            rounded = feedback(goal, gram, grid, scales, settings.damping)
+            for _ in range(settings.rounds):
+                rounded = descend(goal, rounded.levels, h, grid, scales)
+                scales = refit(goal, rounded.levels, scales, h, grid)
+    size = _energy(weight, gram).clamp_min(1e-30)
+    error = _energy(value_of(rounded.levels, scales) - weight, gram) / size
+    error_rtn = _energy(value_of(rtn, plain) - weight, gram) / size
+    return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn))
+
+
+def _energy(x: Tensor, gram: Tensor) -> Tensor:
+    """tr(X H X^T)."""
+    return ((x @ gram) * x).sum()

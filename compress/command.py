@@ -167,6 +167,11 @@ def _config_message(chain: list[BaseException]) -> tuple[str, str]:
     text = str(chain[0])
     if match := re.search(r"Could not find '([\w@.]+)/([^']+)'", text):
         group, option = match[1], match[2]
+        if group == "hydra":
+            return (
+                f"{match[1]}/{match[2]} is not installed.",
+                "Launchers (+launch=...) and the search (+sweep=optuna) come with: pip install -e '.[sweeps]'",
+            )
         if group == "pipeline":
             near = difflib.get_close_matches(option, pipelines(), n=1)
             meant = f"Did you mean +pipeline={near[0]}? " if near else ""

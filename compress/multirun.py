@@ -83,7 +83,7 @@ class Started:
         return sorted(new, key=lambda record: record["number"])
 
 
-class Watch(Callback):  # type: ignore[misc]
+class Watch(Callback):
     """Hydra makes this object itself and calls it where a sweep starts: the only place that says where it writes."""
 
     sweep: ClassVar[Started | None] = None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 HEIGHT = 270
+REFUSED = "refused"
+"""Kind of a run that was not verified: it beats no other."""
 LOGARITHMIC = 20
 """From this ratio of the largest to the smallest on, an axis counts in powers."""
 
@@ -50,7 +52,8 @@ def scatter(name: str, label: str, across: Side, up: Side, hints: Sequence[str],
         axes.set_axisbelow(True)
         bound(axes, axes.xaxis, [rows[index][0] for index in shown], across)
         bound(axes, axes.yaxis, [rows[index][1] for index in shown], up)
-        stairs(axes, sorted(rows[index] for index in front(rows)))
+        proven = [row if kind != REFUSED else (math.nan, math.nan) for row, kind in zip(rows, kinds, strict=True)]
+        stairs(axes, sorted(rows[index] for index in front(proven)))
         # those that matter lie on top
         for index in sorted(shown, key=lambda index: kinds[index] == "front"):
             chart.dot(axes, rows[index], hints[index], class_=f"dot {kinds[index]}", **{"data-run": str(index)})

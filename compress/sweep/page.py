@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from compress.report import format as form
-from compress.report.html.markup import bullets, clean, esc, facts, figure, figures, legend, paragraph, section
+from compress.report.html.markup import bullets, card, clean, esc, facts, figure, figures, legend, paragraph, section
 from compress.report.html.page import FOOTER, document
-from compress.report.html.sections import kl, tile
+from compress.report.html.sections import kl
 from compress.sweep import charts
 from compress.sweep.points import Point, Runs, finite, short_key
-from compress.sweep.quality import QUALITIES, Quality, Standing, standing
+from compress.sweep.quality import QUALITIES, Standing, standing
 from compress.sweep.script import SCRIPT
 from compress.sweep.style import STYLE
 from compress.sweep.table import cells, header, values
@@ -52,10 +52,10 @@ def headline(runs: Runs, stood: Standing, title: str) -> str:
     lead = f"{models}. {len(stood.front)} of {len(runs.points)} are beaten by no other in everything. Varied: {varied}."
     speed = (original.get("speed") or {}).get("decode_tokens_per_second")
     tiles = [
-        tile("KL to the original", *spread([p.figures["kl_to_teacher"] for p in runs.points], kl), "nats per token"),
-        tile("perplexity", *spread([p.figures["ppl"] for p in runs.points], "{:.2f}".format), of(original["ppl"])),
-        tile("size", *spread([p.bytes for p in runs.points], form.size), of(original["bytes"], form.size)),
-        tile(
+        card("KL to the original", *spread([p.figures["kl_to_teacher"] for p in runs.points], kl), "nats per token"),
+        card("perplexity", *spread([p.figures["ppl"] for p in runs.points], "{:.2f}".format), of(original["ppl"])),
+        card("size", *spread([p.bytes for p in runs.points], form.size), of(original["bytes"], form.size)),
+        card(
             "decode, ms per token",
             *spread([p.milliseconds for p in runs.points], "{:.1f}".format),
             of(1000 / speed) if speed else "",
@@ -65,15 +65,15 @@ def headline(runs: Runs, stood: Standing, title: str) -> str:
         f"<header><h1>{esc(title)}</h1>"
         + paragraph(lead, "lead")
         + f'<div class="tiles">{"".join(tiles)}</div>'
-        + "".join(f'<div class="verdict bad" role="alert">{esc(said)}</div>' for said in warnings(runs))
+        + "".join(f'<div class="verdict caution" role="alert">{esc(said)}</div>' for said in warnings(runs))
         + "</header>"
     )
 
 
 def spread(found: Sequence[float | None], show: Any) -> tuple[str, str]:
-    """The best and the worst of a figure."""
+    """The best of a figure, and the worst."""
     known = finite(found)
-    return (show(min(known)), f"best; worst {show(max(known))}") if known else ("–", "not measured")
+    return (show(min(known)), f"to {show(max(known))}") if known else ("–", "not measured")
 
 
 def of(value: float, show: Any = "{:.2f}".format) -> str:
@@ -151,34 +151,30 @@ def fronts(runs: Runs, stood: Sequence[Standing]) -> str:
     """Quality against size and speed for every figure of quality, and size against speed."""
     points = runs.points
     hints = [f"{title(runs, point)}\n{line(point).replace(', ', chr(10))}" for point in points]
-    size = charts.Side("size", [point.bytes for point in points], form.size)
+    size = charts.Side("size", [point.bytes for point in points], lambda count: form.size(count).replace(".0 ", " "))
     pace = charts.Side(
         "decode, ms per token",
         [math.nan if point.milliseconds is None else point.milliseconds for point in points],
         "{:g}".format,
     )
-    groups = []
-    for index, (quality, here) in enumerate(zip(QUALITIES, stood, strict=True)):
+    charted = [(index, quality, across) for index, quality in enumerate(QUALITIES) for across in (size, pace)]
+    drawn = []
+    for index, quality, across in charted:
         worth = charts.Side(quality.title, [float(p.figures[quality.name]) for p in points], "{:g}".format)
-        kinds = [kind(point, place in here.front) for place, point in enumerate(points)]
-        pairs = [(size, worth), (pace, worth), *[(pace, size)] * (index == 0)]
-        for across, up in pairs:
-            name = f"{words(up.title)}-{words(across.title)}"
-            label = f"Scatter chart: {up.title} against {across.title}; every run is a dot, the line joins the best"
-            drawn = charts.scatter(name, label, across, up, hints, kinds)
-            shown = figure(f"chart-{name}", f"{heading(up, quality)} and {across.title.split(',')[0]}", drawn)
-            if shown and up is worth:
-                hidden = " hidden" if index else ""
-                shown = shown.replace("<figure ", f'<figure data-quality="{index}"{hidden} ', 1)
-            groups.append(shown)
+        shown = chart(across, worth, quality.short, hints, kinds(points, stood[index]))
+        drawn.append(shown.replace("<figure ", f'<figure data-quality="{index}"{" hidden" * bool(index)} ', 1))
+    drawn.append(chart(pace, size, "size", hints, kinds(points, stood[0])))
     key = legend(("front", "beaten by no other"), ("dominated", "beaten by another"), ("chosen", "the choice"))
     said = "Down and to the left is better. Point at a run for its settings; touch it to open its command below."
-    return section("fronts", "Quality, size and speed", key, paragraph(said, "note"), figures(*groups))
+    return section("fronts", "Quality, size and speed", key, paragraph(said, "note"), figures(*drawn))
 
 
-def heading(side: charts.Side, quality: Quality) -> str:
-    """The upward figure as a title says it."""
-    return quality.short if side.title == quality.title else side.title
+def chart(across: charts.Side, up: charts.Side, name: str, hints: Sequence[str], drawn_as: Sequence[str]) -> str:
+    """One chart with its title."""
+    key = f"{words(up.title)}-{words(across.title)}"
+    label = f"Scatter chart: {up.title} against {across.title}; every run is a dot, the line joins the best"
+    svg = charts.scatter(key, label, across, up, hints, drawn_as)
+    return figure(f"chart-{key}", f"{name} and {across.title.split(',')[0]}", svg)
 
 
 def words(text: str) -> str:
@@ -186,19 +182,22 @@ def words(text: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def kind(point: Point, best: bool) -> str:
-    """Class of a run's dot and row."""
-    return ("front" if best else "dominated") if point.verified else "bad"
+def kinds(points: Sequence[Point], stood: Standing) -> list[str]:
+    """Class of every run's dot and row."""
+    return [
+        charts.REFUSED if not point.verified else "front" if index in stood.front else "dominated"
+        for index, point in enumerate(points)
+    ]
 
 
 def table(runs: Runs, stood: Standing) -> str:
     """All figures; the headings sort."""
     head = "".join(f'<th scope="col"><button type="button">{esc(name)}</button></th>' for name in header(runs))
     body = ""
-    for index, point in enumerate(runs.points):
+    for index, (point, kind) in enumerate(zip(runs.points, kinds(runs.points, stood), strict=True)):
         first, *rest = cells(runs, point)
         link = f'<a href="#run-{index}">{esc(first)}</a>'
-        body += f'<tr data-run="{index}" class="{kind(point, index in stood.front)}"><th scope="row">{link}</th>'
+        body += f'<tr data-run="{index}" class="{kind}"><th scope="row">{link}</th>'
         body += "".join(f"<td>{esc(cell)}</td>" for cell in rest) + "</tr>"
     return section(
         "runs",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -144,9 +145,9 @@ def told(command: str) -> dict[str, str]:
     return found
 
 
-def natural(path: Path) -> list[tuple[float, str]]:
+def natural(path: Path) -> list[tuple[str, int]]:
     """Orders 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (math.inf, part) for part in path.parts]
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f"/{path.as_posix()}")]
 
 
 def relative(folder: Path, root: Path) -> str:

@@ -3,12 +3,15 @@
 STYLE = """
 .dot { fill: var(--paper); stroke: var(--soft); stroke-width: 1.5; opacity: .55; cursor: pointer; }
 .dot.front { fill: var(--first); stroke: var(--card); opacity: 1; }
-.dot.bad { fill: var(--bad); stroke: var(--card); opacity: 1; }
+.dot.refused { fill: var(--bad); stroke: var(--card); opacity: 1; }
 .dot.outside { opacity: .18; }
 .dot.chosen { fill: var(--second); stroke: var(--ink); stroke-width: 2; r: 7.5px; opacity: 1; }
 .dot.near { stroke: var(--ink); stroke-width: 2.5; opacity: 1; }
 i.dominated { border: 1.5px solid var(--soft); border-radius: 50%; opacity: .7; }
 i.front { background: var(--first); border-radius: 50%; } i.chosen { background: var(--second); border-radius: 50%; }
+main { max-width: 1180px; }
+.caution { background: var(--card); border: 2px solid var(--bad); }
+.figures { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 .figures figure svg { max-width: 520px; touch-action: pan-y; }
 .controls { display: flex; flex-wrap: wrap; gap: .8rem 1.2rem; align-items: end; margin: 1rem 0; }
 .controls label { display: grid; gap: .2rem; font-size: .875rem; color: var(--soft); flex: 1 1 9rem; max-width: 20rem; }
@@ -38,10 +41,10 @@ th button {
 }
 th[aria-sort] button { color: var(--ink); }
 th[aria-sort="ascending"] button::after { content: " ↑"; } th[aria-sort="descending"] button::after { content: " ↓"; }
-#runs tbody th { min-width: 3.2rem; }
+#runs tbody th { min-width: 3.2rem; white-space: nowrap; }
 #runs tbody tr { color: var(--soft); } #runs tbody tr.front { color: var(--ink); }
 #runs tbody tr.front th::before { content: "● "; color: var(--first); }
-#runs tbody tr.bad th::before { content: "✗ "; color: var(--bad); }
+#runs tbody tr.refused th::before { content: "✗ "; color: var(--bad); }
 #runs tbody tr.chosen th::before { content: "● "; color: var(--second); }
 #runs tbody tr.chosen > * { background: color-mix(in srgb, var(--second) 16%, var(--card)); }
 #runs tbody tr.near > * { background: color-mix(in srgb, var(--first) 14%, var(--card)); }

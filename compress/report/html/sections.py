@@ -9,7 +9,7 @@ from typing import Any
 from compress.report import format as form
 from compress.report.html import charts
 from compress.report.html.drawing import FIRST, SECOND
-from compress.report.html.markup import bullets, esc, figure, figures, legend, paragraph, section, table
+from compress.report.html.markup import bullets, card, esc, figure, figures, legend, paragraph, section, table
 
 TEXTS = (("", "held-out", FIRST), ("second_", "other text", SECOND))
 """Prefix of the figures on a text, its name, its colour."""
@@ -60,10 +60,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
 def tile(label: str, now: str, before: str, remark: str) -> str:
     """One big figure."""
-    return (
-        f'<div class="tile"><span class="label">{esc(label)}</span><b>{esc(now)}</b>'
-        f"<span>from {esc(before)}</span><span>{esc(remark)}</span></div>"
-    )
+    return card(label, now, f"from {before}", remark)
 
 
 def fewer(before: float, after: float) -> str:

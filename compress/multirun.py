@@ -17,8 +17,8 @@ from hydra.experimental.callback import Callback
 
 from compress.command import as_user_error, execute, fresh_folder, tell
 from compress.store import write_atomically
+from compress.sweep.points import RECORD
 
-RECORD = "run.json"
 ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -76,6 +76,8 @@ class Started:
     folder: Path
     before: dict[Path, dict[str, Any]]
     """What was in its folder already."""
+    searches: bool
+    """Its sweeper learns from run to run, and goes on from what it has stored."""
 
     def made(self) -> list[dict[str, Any]]:
         """The records of its own runs, by number."""
@@ -93,7 +95,8 @@ class Watch(Callback):
         folder = Path(config.hydra.sweep.dir)
         # Optuna's study lies in it, and is opened before the first run
         folder.mkdir(parents=True, exist_ok=True)
-        Watch.sweep = Started(folder, records(folder))
+        searches = "storage" in config.hydra.sweeper and config.hydra.sweeper.storage is not None
+        Watch.sweep = Started(folder, records(folder), searches)
         # ray tells its makers about every cluster it starts, unless asked not to
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if config.hydra.launcher._target_ == ONE_BY_ONE:
@@ -117,6 +120,8 @@ def finish() -> list[int]:
             run |= {"status": 1, "problem": "it was killed before its end"}
     if any((folder / "report.json").exists() for folder in records(Watch.sweep.folder)):
         print(write_sweep(Watch.sweep.folder))
+        if Watch.sweep.searches:
+            print(f"The same command with hydra.sweep.dir={Watch.sweep.folder} goes on with this search.")
     bad = [run for run in runs if run["status"]]
     if bad:
         print(f"error: {len(bad)} of {len(runs)} runs failed; the same command goes on with them:", file=sys.stderr)

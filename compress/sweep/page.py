@@ -85,7 +85,7 @@ def warnings(runs: Runs) -> list[str]:
     """What a reader must know before comparing."""
     said = []
     if runs.failures:
-        said.append(f"{len(runs.failures)} runs failed: they are listed below, with what went wrong.")
+        said.append(f"{len(runs.failures)} failed: they are listed below, with what went wrong.")
     bad = [point.name for point in runs.points if not point.verified]
     if bad:
         said.append(f"Not verified, do not ship: {', '.join(bad)}.")

@@ -21,9 +21,10 @@ PLACES = ("output", "hydra.run.dir", "hydra.sweep.dir")
 class Point:
     """One artifact of one finished run."""
 
-    name: str
-    """Folder of the run below that of the sweep, and the artifact where a run has several."""
     folder: str
+    """Of the run, below that of the sweep."""
+    artifact: str
+    """Its name where a run has several, and this is not the first."""
     command: str
     told: Mapping[str, str]
     """Every setting of the command."""
@@ -37,6 +38,11 @@ class Point:
     verified: bool
 
     @property
+    def name(self) -> str:
+        """Short: 3, or 3 gguf."""
+        return f"{self.folder} {self.artifact}".strip()
+
+    @property
     def milliseconds(self) -> float | None:
         """Time to write one token."""
         return 1000 / self.decode if self.decode else None
@@ -44,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that ended without a report."""
+    """A run that ended without a report, or an artifact that could not be measured."""
 
     name: str
     command: str
@@ -70,8 +76,7 @@ class Runs:
     def label(self, point: Point) -> str:
         """What sets a run apart from the others."""
         said = [f"{short_key(key)}={short_value(point.told[key])}" for key in self.varied if key in point.told]
-        artifact = point.name.partition(" ")[2]
-        return " ".join([*said, *[artifact] * bool(artifact)]) or point.name
+        return " ".join([*said, *[point.artifact] * bool(point.artifact)]) or point.name
 
 
 def collect(folder: Path) -> Runs:
@@ -90,7 +95,12 @@ def collect(folder: Path) -> Runs:
             found[report["command"]] = made, file.parent, report
     runs = sorted(found.values(), key=lambda run: natural(run[1]))
     records = {file.parent: json.loads(file.read_text()) for file in folder.rglob(RECORD)}
-    failures = []
+    failures = [
+        Failure(f"{relative(where, folder)} {artifact['name']}", report["command"], artifact["error"])
+        for _, where, report in runs
+        for artifact in report["artifacts"]
+        if not artifact["metrics"]
+    ]
     for where, record in sorted(records.items(), key=lambda item: natural(item[0])):
         command = " ".join(["python -m compress", *map(shlex.quote, record["overrides"])])
         if (where / "report.json").exists() or command in found:
@@ -105,16 +115,16 @@ def collect(folder: Path) -> Runs:
     )
 
 
-def points_of(report: Mapping[str, Any], name: str) -> list[Point]:
+def points_of(report: Mapping[str, Any], folder: str) -> list[Point]:
     """The final model of a run, and every further artifact that was measured."""
     final = report["final"]
     measured = [artifact for artifact in report["artifacts"] if artifact["metrics"]]
     verified = all(artifact["verified"] for artifact in report["artifacts"])
 
-    def point(name: str, figures: Mapping[str, Any], speed: Mapping[str, float], size: float, good: bool) -> Point:
+    def point(artifact: str, figures: Mapping[str, Any], speed: Mapping[str, float], size: float, good: bool) -> Point:
         return Point(
-            name=name,
-            folder=name.partition(" ")[0],
+            folder=folder,
+            artifact=artifact,
             command=report["command"],
             told=told(report["command"]),
             figures=figures,
@@ -127,12 +137,10 @@ def points_of(report: Mapping[str, Any], name: str) -> list[Point]:
 
     # the first artifact measured is what `final` tells of
     good = measured[0]["verified"] if measured else verified
-    points = [point(name, final, final.get("speed") or {}, final["bytes"], good)]
+    points = [point("", final, final.get("speed") or {}, final["bytes"], good)]
     for artifact in measured[1:]:
         speed = artifact.get("speed") or {}
-        points.append(
-            point(f"{name} {artifact['name']}", artifact["metrics"], speed, artifact["bytes"], artifact["verified"])
-        )
+        points.append(point(artifact["name"], artifact["metrics"], speed, artifact["bytes"], artifact["verified"]))
     return points
 
 

@@ -23,7 +23,7 @@ main { max-width: 1180px; }
 :focus-visible { outline: 2px solid var(--first); outline-offset: 2px; }
 #choice { background: var(--card); border: 2px solid var(--second); border-radius: 12px; padding: .9rem 1rem; }
 #choice h3 { margin: 0 0 .3rem; font-size: 1.15rem; }
-#choice p { margin: .3rem 0; }
+#choice p { margin: .3rem 0; max-width: none; }
 #choice .said { font-variant-numeric: tabular-nums; }
 #choice.nothing { border-color: var(--bad); }
 .command { display: flex; gap: .6rem; align-items: start; }

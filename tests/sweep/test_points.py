@@ -55,12 +55,14 @@ def test_every_measured_artifact_is_a_point(folder: Path) -> None:
     file = folder / "2" / "report.json"
     report = json.loads(file.read_text())
     other = report["artifacts"][0] | {"name": "gguf", "bytes": 1234, "verified": False}
-    report["artifacts"] += [other, other | {"name": "broken", "metrics": {}}]
+    report["artifacts"] += [other, other | {"name": "broken", "metrics": {}, "error": "it does not load"}]
     file.write_text(json.dumps(report))
-    points = {point.name: point for point in collect(folder).points}
+    runs = collect(folder)
+    points = {point.name: point for point in runs.points}
     assert points["2"].verified and points["2"].bytes == report["final"]["bytes"]
     assert points["2 gguf"].bytes == 1234 and not points["2 gguf"].verified and points["2 gguf"].decode is None
     assert "2 broken" not in points
+    assert (runs.failures[0].name, runs.failures[0].problem) == ("2 broken", "it does not load")
 
 
 def test_what_is_not_verified_is_never_recommended(folder: Path) -> None:

@@ -99,6 +99,8 @@ class Watch(Callback):
         Watch.sweep = Started(folder, records(folder), searches)
         # ray tells its makers about every cluster it starts, unless asked not to
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # and gives way to every other process of the machine: a sweep would stand still beside one that computes
+        os.environ.setdefault("RAY_worker_niceness", "0")
         if config.hydra.launcher._target_ == ONE_BY_ONE:
             return
         if config.threads is None:

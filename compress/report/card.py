@@ -68,7 +68,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
         f"Licence: that of the original ({model['licence'] or 'not stated'}).",
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    if ModelCard(text).data.to_dict() != data.to_dict():
+    if str(ModelCard(text).data) != str(data):
         raise ValueError(f"the card of {artifact['name']} does not come back as it was written")
     return text
 
@@ -83,6 +83,7 @@ def header(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> ModelCardD
     from huggingface_hub import ModelCardData
 
     base = report["model"]["hub_id"] or None
+    known, name = licence(report["model"]["licence"])
     related: dict[str, Any] = {"base_model_relation": relation(artifact["metrics"])} if base else {}
     return ModelCardData(
         base_model=base,
@@ -91,7 +92,8 @@ def header(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> ModelCardD
         tags=["compress", *sorted({stage["kind"] for stage in report["stages"]})],
         model_name=title(report),
         eval_results=index(report, artifact),
-        **licence(report["model"]["licence"]),
+        license=known,
+        license_name=name,
         **related,
     )
 
@@ -101,13 +103,13 @@ def relation(metrics: Mapping[str, Any]) -> str:
     return "quantized" if metrics["bytes"] < 0.95 * metrics["bytes_bf16"] else "finetune"
 
 
-def licence(name: str | None) -> dict[str, str]:
-    """The original's licence in the Hub's words: one it does not know by a name of its own."""
+def licence(name: str | None) -> tuple[str, str | None]:
+    """The original's licence in the Hub's words: one that it does not know is `other`, with its own name."""
     said = (name or "").strip()
     if said.lower() in LICENCES:
-        return {"license": said.lower()}
+        return said.lower(), None
     words = re.sub(r"[^a-z0-9.+]+", "-", said.lower()).strip("-")
-    return {"license": "other"} | ({"license_name": words} if words else {})
+    return "other", words or None
 
 
 def index(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> list[EvalResult]:

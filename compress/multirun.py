@@ -126,7 +126,7 @@ def finish() -> list[int]:
             print(f"The same command with hydra.sweep.dir={Watch.sweep.folder} goes on with this search.")
     bad = [run for run in runs if run["status"]]
     if bad:
-        print(f"error: {len(bad)} of {len(runs)} runs failed; the same command goes on with them:", file=sys.stderr)
+        print(f"error: {len(bad)} of {len(runs)} runs failed; what they had finished is kept:", file=sys.stderr)
         for run in bad:
             print(f"  run {run['number']}: {run['problem']}\n    {' '.join(run['overrides'])}", file=sys.stderr)
     return [run["status"] for run in runs]

@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.report import format as form
+from compress.report.html.markup import short
 from compress.sweep.points import Point, Runs, short_key, short_value
 
 FIGURES = (
     "ppl", "kl_to_teacher", "kl_stderr", "top1_agreement",
     "second_ppl", "second_kl_to_teacher", "second_kl_stderr", "second_top1_agreement", "params",
 )  # fmt: skip
+COLUMNS = 4
+"""Settings that get a column each; more of them share one."""
 MACHINE = ("machine", "device", "threads", "versions")
 
 
@@ -53,15 +56,17 @@ def machine(report: Mapping[str, Any]) -> dict[str, Any]:
 def header(runs: Runs) -> list[str]:
     """Headings of `cells`."""
     last = ["ppl", "KL", "KL, other text", "top-1", "params", "size", "ms/token", "time"]
-    return ["run", *map(short_key, runs.varied), *last]
+    told = [short_key(key) for key in runs.varied] if len(runs.varied) <= COLUMNS else ["settings"]
+    return ["run", *told, *last]
 
 
 def cells(runs: Runs, point: Point) -> list[str]:
     """One run as people read it."""
     figures, pace = point.figures, point.milliseconds
+    told = [short_value(point.told.get(key, "")) for key in runs.varied]
     return [
         point.name,
-        *(short_value(point.told.get(key, "")) for key in runs.varied),
+        *(told if len(told) <= COLUMNS else [short(runs.label(point), 60)]),
         f"{figures['ppl']:.2f}",
         f"{figures['kl_to_teacher']:.3f}",
         f"{figures['second_kl_to_teacher']:.3f}",
@@ -77,6 +82,8 @@ def values(runs: Runs, point: Point) -> list[float | str | None]:
     """What `cells` are sorted by."""
     figures = point.figures
     told = [as_number(point.told.get(key, "")) for key in runs.varied]
+    if len(told) > COLUMNS:
+        told = [runs.label(point)]
     measured = [figures[name] for name in ("ppl", "kl_to_teacher", "second_kl_to_teacher", "top1_agreement", "params")]
     return [as_number(point.name), *told, *measured, point.bytes, point.milliseconds, point.seconds]
 

@@ -104,9 +104,11 @@ def test_killed_in_the_middle_and_repeated(typed: Typed) -> None:
     process = subprocess.Popen(
         typed.command("sweep", *more), env=typed.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for_progress(typed.root / "cache", 0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_for_progress(typed.root / "cache", 0.3)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     assert not typed.reports("sweep")
     done = typed.run("sweep", *more)
     assert done.returncode == 0, done.stderr

@@ -99,8 +99,14 @@ def test_csv_is_what_the_reports_say(folder: Path) -> None:
     assert rows[12]["problem"] == "keep=0.01 leaves <nothing>."
 
 
-def test_table_is_as_wide_as_its_heading(folder: Path) -> None:
+@pytest.mark.parametrize("more", [0, 5])
+def test_table_is_as_wide_as_its_heading(folder: Path, more: int) -> None:
+    for number in range(more):
+        report = sample.run(20 + number, 0.5, "nf4")
+        report["command"] += f" some.setting{number}=1"
+        sample.place(folder / str(20 + number), report["command"].split()[3:], 20 + number, report=report)
     runs = collect(folder)
+    assert len(header(runs)) == (9 + 2 if not more else 9 + 1)
     for point in runs.points:
         assert len(cells(runs, point)) == len(values(runs, point)) == len(header(runs))
 

@@ -18,11 +18,6 @@ from compress.sweep.script import SCRIPT
 from compress.sweep.style import STYLE
 from compress.sweep.table import cells, header, values
 
-WHY = (
-    "No budget is given, so this is the one in the middle: of the runs that no other beats in everything, the nearest "
-    "to the best quality, the smallest size and the fastest decoding, each scaled from its best to its worst."
-)
-
 
 def render(runs: Runs) -> str:
     """The page; equal runs give equal bytes."""
@@ -103,8 +98,8 @@ def warnings(runs: Runs) -> list[str]:
 
 def choice(runs: Runs, stood: Standing) -> str:
     """The recommended run; the script lets the reader give a budget."""
-    timed = any(point.milliseconds is not None for point in runs.points)
-    inputs = number("size", "largest size, MB") + (number("pace", "slowest decode, ms per token") if timed else "")
+    pace = number("pace", "slowest decode, ms per token") if timed(runs) else ""
+    inputs = number("size", "largest size, MB") + pace
     options = "".join(f'<option value="{i}">{esc(quality.title)}</option>' for i, quality in enumerate(QUALITIES))
     point = runs.points[stood.middle] if stood.middle is not None else None
     return section(
@@ -115,10 +110,24 @@ def choice(runs: Runs, stood: Standing) -> str:
         '<button type="button" id="clear">no budget</button></div>',
         f'<div id="choice" aria-live="polite"><h3 id="which">{esc(title(runs, point)) if point else "none"}</h3>'
         f'<p class="said" id="figures">{esc(line(point)) if point else ""}</p>'
-        f'<p class="note" id="why">{esc(WHY)}</p>'
+        f'<p class="note" id="why">{esc(why(runs))}</p>'
         f'<div class="command" id="made"><pre id="make">{esc(point.command) if point else ""}</pre>'
         '<button type="button" class="scripted" hidden>copy</button></div></div>',
     )
+
+
+def why(runs: Runs) -> str:
+    """What the choice is without a budget."""
+    pace = " and the fastest decoding" if timed(runs) else ""
+    return (
+        "No budget is given, so this is the one in the middle: of the runs that no other beats in everything, the "
+        f"nearest to the best quality, the smallest size{pace}, each scaled from its best to its worst."
+    )
+
+
+def timed(runs: Runs) -> bool:
+    """Was the speed of any run measured?"""
+    return any(point.milliseconds is not None for point in runs.points)
 
 
 def number(name: str, label: str) -> str:
@@ -232,8 +241,10 @@ def command(text: str) -> str:
 
 def about(runs: Runs, report: dict[str, Any]) -> str:
     """How it was measured."""
-    notes = ["Speeds are of one sequence at a time on this machine, through transformers; they are not exact."]
-    if runs.side_by_side:
+    notes = []
+    if timed(runs):
+        notes.append("Speeds are of one sequence at a time, through transformers; they are not exact.")
+    if timed(runs) and runs.side_by_side:
         notes.append("Runs ran side by side: speeds were measured while others computed, and are only rough.")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     pairs: list[tuple[str, object]] = [
@@ -274,7 +285,7 @@ def machine_readable(runs: Runs, stood: Sequence[Standing]) -> dict[str, Any]:
             {"name": q.name, "short": q.short, "front": s.front, "middle": s.middle}
             for q, s in zip(QUALITIES, stood, strict=True)
         ],
-        "why": WHY,
+        "why": why(runs),
         "smallest": smallest + ".",
     }
 

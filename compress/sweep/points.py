@@ -13,8 +13,8 @@ from typing import Any
 
 RECORD = "run.json"
 """What a run of a sweep leaves when it starts and when it ends."""
-PLACES = ("output", "hydra.run.dir", "hydra.sweep.dir")
-"""Settings that say where, not what."""
+BESIDE = ("output", "hydra.", "evaluate.", "report.")
+"""Beginnings of settings that do not change what is made: where it goes, how it is measured and told."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Runs:
     def varied(self) -> list[str]:
         """Settings that are not the same in all runs, in the order of the commands."""
         keys = dict.fromkeys(key for point in self.points for key in point.told)
-        return [key for key in keys if len({point.told.get(key) for point in self.points}) > 1 and key not in PLACES]
+        keys = {key: None for key in keys if not key.startswith(BESIDE)}
+        return [key for key in keys if len({point.told.get(key) for point in self.points}) > 1]
 
     def label(self, point: Point) -> str:
         """What sets a run apart from the others."""

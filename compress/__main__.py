@@ -5,13 +5,12 @@ Exit status: 0 done, 1 a fault of ours (traceback in the log), 2 a mistake that 
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from compress.command import as_user_error, execute, fresh_folder
+from compress.command import execute, fresh_folder, tell
 from compress.config import CONF, listing, register
 
 USAGE = """compress - a config goes in, a smaller language model comes out, with the proof of what it cost
@@ -41,71 +40,66 @@ def main() -> None:
     try:
         _hydra_main(statuses)
     except KeyboardInterrupt:
+        _finish_sweep()
         print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         # the reader has gone (| head): nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        statuses.append(tell(error, None))
-    sys.exit(max(statuses, default=0))
+        from compress.multirun import nothing_finished
+
+        if not nothing_finished():
+            statuses.append(tell(error, None))
+    sys.exit(max([*statuses, *_finish_sweep()], default=0))
+
+
+def _finish_sweep() -> list[int]:
+    from compress.multirun import finish
+
+    try:
+        return finish()
+    except Exception as error:
+        return [tell(error, None)]
 
 
 def _hydra_main(statuses: list[int]) -> None:
     import hydra
 
     @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-    def task(composed: Any) -> float | None:
+    def task(composed: Any) -> float | tuple[float, ...] | None:
         from hydra.core.hydra_config import HydraConfig
 
+        # with a parallel launcher this is another process
+        register()
         hydra_config = HydraConfig.get()
-        sweeping = hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN"
-        folder = Path(hydra_config.runtime.output_dir)
-        folder = folder if sweeping else fresh_folder(folder)
+        if hydra_config.mode is not None and hydra_config.mode.name == "MULTIRUN":
+            from compress.multirun import run_job
+
+            return run_job(composed, hydra_config)
+        folder = fresh_folder(Path(hydra_config.runtime.output_dir))
         try:
-            return _one(composed, folder, list(hydra_config.overrides.task), statuses)
+            _one(composed, folder, list(hydra_config.overrides.task), statuses)
         except Exception as error:
-            # in a sweep the other jobs go on
             statuses.append(tell(error, folder))
-            return None
+        return None
 
     task()
 
 
-def _one(composed: Any, folder: Path, overrides: list[str], statuses: list[int]) -> float | None:
+def _one(composed: Any, folder: Path, overrides: list[str], statuses: list[int]) -> None:
     from compress.progress import Terminal
 
     report = execute(composed, folder, overrides, Terminal())
     if "stages" not in report:
         print(report["message"])
         statuses.append(report["status"])
-        return None
+        return
     from compress.report.terminal import show
 
     show(report)
     if not all(artifact["verified"] for artifact in report["artifacts"]):
         statuses.append(1)
-    return float(report["final"]["kl_to_teacher"])
-
-
-def tell(error: BaseException, folder: Path | None) -> int:
-    """Print one message; the exit status that goes with it."""
-    user_error = as_user_error(error)
-    if user_error is not None:
-        print(f"error: {user_error.problem}", file=sys.stderr)
-        if user_error.hint:
-            print(user_error.hint, file=sys.stderr)
-        return 2
-    where = (
-        f" The traceback is in {folder / 'run.log'}." if folder is not None and (folder / "run.log").exists() else ""
-    )
-    print(f"error: a fault of ours: {type(error).__name__}: {error}.{where}", file=sys.stderr)
-    if not where:
-        logging.getLogger("compress").exception("fault", exc_info=error)
-        import traceback
-
-        traceback.print_exception(error)
-    return 1
 
 
 if __name__ == "__main__":

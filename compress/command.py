@@ -6,7 +6,9 @@ import difflib
 import errno
 import logging
 import re
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,8 @@ UNWRITABLE = {
     errno.ENAMETOOLONG,
 }
 
-GROUPS = ("pipeline", "budget", "sweep", "model", "data", "prune", "distill", "quant", "recover", "export")
-ADDED = ("pipeline", "sweep", "prune", "distill", "quant", "recover")
+GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", "prune", "distill", "quant", "recover", "export")
+ADDED = ("pipeline", "sweep", "launch", "prune", "distill", "quant", "recover")
 """Groups that no default names: they take a + in front."""
 
 
@@ -82,6 +84,10 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
         from compress.export.check import check_artifact
 
         return check_artifact(config.artifact)
+    if config.mode is Mode.sweep_report:
+        from compress.sweep.write import report_folder
+
+        return report_folder(config.sweep.folder)
     from compress.pipeline import run
     from compress.preparation import check_writable
 
@@ -133,9 +139,25 @@ def as_user_error(error: BaseException) -> UserError | None:
     return None
 
 
-def _was_making_a_folder(error: OSError) -> bool:
-    import traceback
+def tell(error: BaseException, folder: Path | None, which: str = "") -> int:
+    """Print one message; the exit status that goes with it. `which` says which run of a sweep it was."""
+    user_error = as_user_error(error)
+    if user_error is not None:
+        print(f"error: {which}{user_error.problem}", file=sys.stderr)
+        if user_error.hint:
+            print(user_error.hint, file=sys.stderr)
+        return 2
+    where = (
+        f" The traceback is in {folder / 'run.log'}." if folder is not None and (folder / "run.log").exists() else ""
+    )
+    print(f"error: {which}a fault of ours: {type(error).__name__}: {error}.{where}", file=sys.stderr)
+    if not where:
+        log.exception("fault", exc_info=error)
+        traceback.print_exception(error)
+    return 1
 
+
+def _was_making_a_folder(error: OSError) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(frame.name in ("mkdir", "makedirs", "_save_config") for frame in frames)
 
@@ -145,6 +167,11 @@ def _config_message(chain: list[BaseException]) -> tuple[str, str]:
     text = str(chain[0])
     if match := re.search(r"Could not find '([\w@.]+)/([^']+)'", text):
         group, option = match[1], match[2]
+        if group == "hydra":
+            return (
+                f"{match[1]}/{match[2]} is not installed.",
+                "Launchers (+launch=...) and the search (+sweep=optuna) come with: pip install -e '.[sweeps]'",
+            )
         if group == "pipeline":
             near = difflib.get_close_matches(option, pipelines(), n=1)
             meant = f"Did you mean +pipeline={near[0]}? " if near else ""

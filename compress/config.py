@@ -22,6 +22,7 @@ from compress.recover.stage import QLoRA
 from compress.report.settings import Report
 from compress.source import EmbeddedModel, HuggingFaceModel
 from compress.stage import Stage, check_chain
+from compress.sweep.settings import Sweep, directions
 from compress.train.settings import Training
 
 CONF = "pkg://compress_conf"
@@ -74,6 +75,7 @@ class Mode(str, Enum):
     run = "run"
     list = "list"
     verify = "verify"
+    sweep_report = "sweep_report"
 
 
 class Device(str, Enum):
@@ -102,6 +104,7 @@ class Config:
     evaluate: Evaluation = field(default_factory=Evaluation)
     export: dict[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
+    sweep: Sweep = field(default_factory=Sweep)
     mode: Mode = Mode.run
     name: str = "custom"
     """Names the folder of the outputs; the pipeline presets set it."""
@@ -125,6 +128,8 @@ def register() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("compress_groups", groups, replace=True)
+    OmegaConf.register_new_resolver("compress_directions", directions, replace=True)
+    OmegaConf.register_new_resolver("compress_share", share_of_threads, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for path, node in {**STAGES, **OTHERS}.items():
@@ -143,6 +148,9 @@ def build(composed: Any) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     if config.mode is Mode.run:
+        config.sweep.check_measured(config.evaluate.speed)
+        # a sweep can leave a stage out: stages.recover=null
+        config.stages = {name: stage for name, stage in config.stages.items() if stage is not None}
         if not config.stages:
             raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
         for name, stage in config.stages.items():
@@ -155,6 +163,13 @@ def build(composed: Any) -> Config:
         stages: dict[str, Stage] = config.stages
         check_chain(stages)
     return config
+
+
+def share_of_threads(workers: int) -> int:
+    """CPU threads of each of `workers` runs at a time."""
+    from compress.preparation import available_threads
+
+    return max(1, available_threads() // max(1, workers))
 
 
 MAIN = "prune_distill"

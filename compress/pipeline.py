@@ -161,7 +161,7 @@ class Run:
         inputs = stage_inputs(stage, current.key, reads, self.run_key)
         key = content_key(inputs)
         self._title(name, stage)
-        with self.store.locked(key):
+        with self.store.locked(key, lambda: self.progress.say("waits: another run computes this stage now")):
             record = self.store.find(key)
             cached = record is not None
             if record is None:

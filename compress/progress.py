@@ -14,11 +14,14 @@ log = logging.getLogger("compress")
 class Terminal:
     """Progress by rich, on standard error: standard output stays for the result."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "", bars: bool = True) -> None:
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.prefix = ""
+        self.prefix = prefix
+        """In front of every line: which run of a sweep it is about."""
+        self.bars = bars and self.console.is_terminal
+        """Bars of several processes on one terminal would overwrite each other."""
 
     @contextmanager
     def bar(self, description: str, total: float) -> Iterator[Advance]:
@@ -44,7 +47,7 @@ class Terminal:
             TimeRemainingColumn(),
         )
         begin = time.monotonic()
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.bars) as progress:
             task = progress.add_task(label, total=total)
             yield lambda units: progress.advance(task, units)
         seconds = time.monotonic() - begin
@@ -55,9 +58,9 @@ class Terminal:
     def say(self, message: str) -> None:
         """One line that stays."""
         log.info(message)
-        self.console.print(f"  {self.prefix}{message}")
+        self.console.print(f"  {self.prefix}{message}", markup=False)
 
     def title(self, message: str) -> None:
         """One line that stands out."""
         log.info(message)
-        self.console.print(f"[bold]{message}[/bold]")
+        self.console.print(message, style="bold", markup=False)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,27 @@ class Store:
         return record
 
     @contextmanager
-    def locked(self, key: str) -> Iterator[None]:
-        """Hold `key` against other processes, so that parallel runs compute a shared prefix once."""
-        from filelock import FileLock
+    def locked(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold `key` against other processes, so that parallel runs compute a shared prefix once.
+
+        Args:
+            key: of what is about to be computed.
+            waiting: called once if another process holds it.
+        """
+        from filelock import FileLock, Timeout
 
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{key}.lock"):
+        lock = FileLock(locks / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0.2)
+        except Timeout:
+            waiting()
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:

@@ -13,9 +13,11 @@ PACKAGE = ROOT / "compress"
 # imports go down this list only; names on one line may not import each other
 LAYERS = [
     {"__main__"},
+    {"multirun"},
     {"command"},
     {"pipeline"},
     {"config"},
+    {"sweep"},
     {"prune", "distill", "quant", "recover", "evaluate", "export", "report"},
     {"calibrate", "layerwise", "own_text"},
     {"train"},
@@ -30,7 +32,7 @@ LAYERS = [
     {"paths", "errors", "quiet"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-MAY_KNOW_FRAMEWORKS = {"__main__", "command", "config", "pipeline", "train"}
+MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "config", "pipeline", "train"}
 FRAMEWORKS = {"hydra", "omegaconf", "lightning"}
 
 
@@ -110,8 +112,8 @@ def test_kernels_folder_is_no_package() -> None:
 
 
 def test_groups_mirror_the_package() -> None:
-    families = {"prune", "distill", "quant", "recover", "evaluate", "export", "report"}
-    shared = {"model", "data", "train", "pipeline", "budget", "sweep"}
+    families = {"prune", "distill", "quant", "recover", "evaluate", "export", "report", "sweep"}
+    shared = {"model", "data", "train", "pipeline", "budget", "launch"}
     folders = {folder.name for folder in (ROOT / "conf").iterdir() if folder.is_dir() and folder.name != "__pycache__"}
     assert folders == families | shared
     assert all((PACKAGE / family).is_dir() for family in families)

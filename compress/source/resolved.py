@@ -17,3 +17,6 @@ class ResolvedModel:
     source_note: str
     """What a reader of the report should know about that form; may be empty."""
     licence: str
+    """As the model's own card names it; empty if it does not."""
+    hub_id: str = ""
+    """Its name on the Hugging Face hub, if it came from there."""

@@ -30,6 +30,15 @@ def _bases(file: Path) -> set[str]:
     first = file.read_text().partition("defaults: [")[2].partition(",")[0].removesuffix("_schema")
     return {first}
 
+PLUGINS = {
+    f"/hydra/{kind}: {name}": f"hydra_plugins.hydra_{plugin}"
+    for kind, name, plugin in (
+        ("launcher", "joblib", "joblib_launcher"),
+        ("launcher", "submitit", "submitit_launcher"),
+        ("launcher", "ray", "ray_launcher"),
+        ("sweeper", "optuna", "optuna_sweeper"),
+    )
+}
 
 YAMLS = sorted(CONF.rglob("*.yaml"))
 
@@ -42,7 +51,10 @@ def test_every_yaml_composes(file: Path) -> None:
     elif group in ("pipeline",):
         config = built(f"+{option(file)}")
         assert config.name == file.stem and config.stages
-    elif group == "sweep":
+    elif group in ("sweep", "launch"):
+        for wanted, module in PLUGINS.items():
+            if wanted in file.read_text():
+                pytest.importorskip(module, reason=f"{module} is not installed (pip install -e '.[sweeps]')")
         config = built("+pipeline=prune_distill", f"+{option(file)}")
     elif group in ("prune", "distill", "quant", "recover"):
         before = {"qlora": ["+quant@stages.first=nf4"], "compensate": ["+prune@stages.first=activation"]}
@@ -133,6 +145,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "adapters without a 4-bit base": (["+pipeline=prune_only", "+recover@stages.r=qlora"], "nf4"),
     "adapters on int8": (["+pipeline=int8", "+recover@stages.r=qlora"], "nf4"),
     "not a stage": (["+stages.x=3"], "not a stage"),
+    "plug-in that is not installed": (["+pipeline=nf4", "hydra/launcher=nothing"], "[sweeps]"),
 }
 
 

@@ -99,7 +99,7 @@ def wait_for_progress(cache: Path, fraction: float) -> None:
     import torch
 
     steps = 24000 // 64 // 4
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for file in (cache / "store" / "progress").glob("*/progress-*.ckpt"):
             try:

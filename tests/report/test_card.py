@@ -33,7 +33,7 @@ def test_a_local_model_is_no_base_model_of_the_hub() -> None:
     from huggingface_hub import ModelCard
 
     for name in ("/secret/place/model", "./model", "model"):
-        read = ModelCard(rendered(name=name))
+        read = ModelCard(rendered(name=name, hub_id=""))
         assert read.data.base_model is None
         assert read.text.lstrip().startswith("# model, compressed by")
 
@@ -59,8 +59,60 @@ def test_no_times_and_no_paths() -> None:
     assert card.render(slower, slower["artifacts"][0]) == text
 
 
-@pytest.mark.parametrize("licence", [None, "Apache-2.0"])
-def test_licence(licence: str | None) -> None:
+@pytest.mark.parametrize(
+    ("licence", "known", "name"),
+    [
+        (None, "other", None),
+        ("", "other", None),
+        ("Apache-2.0", "apache-2.0", None),
+        ("llama3.2", "llama3.2", None),
+        ("Our Own License, v2", "other", "our-own-license-v2"),
+    ],
+)
+def test_licence(licence: str | None, known: str, name: str | None) -> None:
     from huggingface_hub import ModelCard
 
-    assert ModelCard(rendered(licence=licence)).data.license == ("other" if licence is None else "apache-2.0")
+    data = ModelCard(rendered(licence=licence)).data
+    assert (data.license, data.license_name) == (known, name)
+
+
+def test_figures_are_in_the_model_index() -> None:
+    """Read back by the Hub's own reader, and shaped as its specification says."""
+    import yaml
+    from huggingface_hub import ModelCard
+
+    text = rendered()
+    report = full()
+    metrics = report["artifacts"][0]["metrics"]
+    read = {(r.dataset_name, r.metric_type): r.metric_value for r in ModelCard(text).data.eval_results or []}
+    assert read[("speeches", "perplexity")] == metrics["ppl"]
+    assert read[("speeches", "kl_divergence")] == metrics["kl_to_teacher"]
+    assert read[("text of another kind", "accuracy")] == metrics["second_top1_agreement"]
+    front = yaml.safe_load(text.split("---")[1])
+    (entry,) = front["model-index"]
+    assert entry["name"] == "Model-67M, compressed by prune_distill"
+    for result in entry["results"]:
+        assert result["task"]["type"] == front["pipeline_tag"]
+        assert {"name", "type"} <= result["dataset"].keys()
+        assert all({"type", "value"} <= metric.keys() for metric in result["metrics"])
+
+
+def test_relation_to_the_base_model() -> None:
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(rendered()).data.to_dict()["base_model_relation"] == "quantized"
+    report = full()
+    artifact = report["artifacts"][0]
+    artifact["metrics"] = artifact["metrics"] | {"bytes": artifact["metrics"]["bytes_bf16"]}
+    assert ModelCard(card.render(report, artifact)).data.to_dict()["base_model_relation"] == "finetune"
+
+
+def test_a_figure_that_is_not_finite_stays_out() -> None:
+    from huggingface_hub import ModelCard
+
+    report = full()
+    artifact = report["artifacts"][0]
+    artifact["metrics"] = artifact["metrics"] | {"ppl": float("nan")}
+    read = ModelCard(card.render(report, artifact)).data.eval_results or []
+    assert "perplexity" in {r.metric_type for r in read if r.dataset_name != "speeches"}
+    assert "perplexity" not in {r.metric_type for r in read if r.dataset_name == "speeches"}

@@ -20,11 +20,15 @@ SECTIONS = ["stages", "training", "layers", "answers", "tasks", "artifacts", "re
 CHARTS = [
     "chart-kl",
     "chart-size",
+    "chart-time",
+    "chart-memory",
     "chart-curve1",
     "chart-curve3",
     "chart-widths0",
     "chart-influence0",
+    "chart-places0",
     "chart-errors2",
+    "chart-outputs2",
 ]
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 LOADING = {"src", "srcset", "href", "data", "action", "poster", "background", "formaction", "ping", "manifest"}
@@ -226,8 +230,49 @@ def test_matplotlib_waits_until_something_is_drawn() -> None:
 def test_a_run_without_optional_parts() -> None:
     parsed = Page(render(bare()))
     assert [name for name in parsed.ids if name in SECTIONS] == ["stages", "reproduce"]
-    assert [name for name in parsed.ids if name.startswith("chart-")] == CHARTS[:2]
+    assert [name for name in parsed.ids if name.startswith("chart-")] == CHARTS[:4]
     assert "No artifact was written" in parsed.all_text()
+
+
+def test_the_worst_tensors_are_named_in_order() -> None:
+    from compress.report.html.errors import quantization
+
+    stage = full()["stages"][2]
+    details = stage["details"]
+    details["output_error"]["model.layers.3.mlp.up_proj"] = 0.5
+    details["output_error"]["model.layers.1.mlp.up_proj"] = float("nan")
+    text = Page(quantization(2, stage)).all_text()
+    listed = [text.index(name) for name in ("layer 1 mlp.up_proj", "layer 3 mlp.up_proj", "layer 4 self_attn.v_proj")]
+    assert listed == sorted(listed)
+    left = 0.5 / details["output_error_rtn"]["model.layers.3.mlp.up_proj"]
+    assert f"{left:.2f}" in text and "plain rounding" in text
+
+
+def test_a_quantizer_that_only_rounds_lists_its_weights() -> None:
+    from compress.report.html.errors import quantization
+
+    stage = full()["stages"][2]
+    for name in ("output_error", "output_error_rtn"):
+        del stage["details"][name]
+    drawn = quantization(2, stage)
+    text = Page(drawn).all_text()
+    assert "chart-outputs2" not in drawn and "plain rounding" not in text
+    assert text.index("layer 4 self_attn.v_proj") < text.index("layer 4 self_attn.q_proj")
+
+
+def test_what_was_removed_is_on_the_map() -> None:
+    from compress.report.html.places import places
+
+    drawn = places("p", "map", {0: [0, 2], 2: [1, 2]}, layers=3, groups=3)
+    for said in (
+        "layer 0, group 1: removed",
+        "layer 0, group 2: kept",
+        "layer 1, group 0: dropped with its layer",
+        "layer 2, group 0: removed",
+    ):
+        assert said in drawn
+    assert drawn.count("kept") == 4
+    assert places("p", "map", {0: [0, 1], 2: [0, 1]}, layers=3, groups=2) == ""
 
 
 def test_no_stages() -> None:

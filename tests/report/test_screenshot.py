@@ -33,6 +33,10 @@ EXPECTED = {
     "chart-widths0": {"first": 3000, "second": 800, "ink": 100},
     "chart-influence0": {"first": 5000, "bad": 200, "soft": 60},
     "chart-errors2": {"ink": 300, "soft": 60},
+    "chart-time": {"first": 3000, "ink": 100},
+    "chart-memory": {"first": 3000, "ink": 100},
+    "chart-places0": {"soft": 60},
+    "chart-outputs2": {"ink": 300, "soft": 60},
 }
 PHONE, DESKTOP = 500, 1280  # 500 is as narrow as a window of Chromium gets
 
@@ -85,7 +89,7 @@ def test_charts_are_drawn(tmp_path: Path, dark: bool, width: int) -> None:
         for colour, least in expected.items():
             found = int(near(area, palette[colour]).sum())
             assert found >= least, f"{name}: {found} pixels of {colour}, expected {least}"
-        if name == "chart-errors2":
+        if name in ("chart-errors2", "chart-outputs2"):
             painted = area[~near(area, mark(index), 3)]
             # 35 cells of 35 errors, blended with the background: 35 tints
             assert (np.unique(painted, axis=0, return_counts=True)[1] > 100).sum() > 25

@@ -28,7 +28,7 @@ def test_a_local_folder_resolves_to_itself(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert HuggingFaceModel(path="my-llama").resolve() == resolved
     (folder / "README.md").unlink()
-    assert HuggingFaceModel(path=str(folder)).resolve().licence == "not stated in the folder"
+    assert HuggingFaceModel(path=str(folder)).resolve().licence == ""
 
 
 def test_a_damaged_folder_does_not_resolve(folder):

@@ -11,7 +11,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,11 @@ class Canvas:
         self.figure = figure
         self.name = name
         self.hints: dict[str, str] = {}
+        self.dots: list[tuple[Axes, tuple[float, float], str, Mapping[str, str]]] = []
+
+    def dot(self, axes: Axes, where: tuple[float, float], text: str, **attributes: str) -> None:
+        """A circle that the style sheet paints and a script can find; `text` as in `hint`."""
+        self.dots.append((axes, where, clean(text), attributes))
 
     def axes(self, position: Any = 111, **options: Any) -> Axes:
         """Axes without a frame, labelled in the page's colours."""
@@ -73,6 +78,11 @@ class Canvas:
         root = ET.fromstring(buffer.getvalue())
         self._tidy(root)
         width, height = root.get("viewBox", "").split()[2:]
+        for axes, where, text, attributes in self.dots:
+            x, y = axes.transData.transform(where)
+            place = {"cx": f"{x:.2f}", "cy": f"{float(height) - y:.2f}", "r": "5.5"}
+            circle = ET.SubElement(root, "circle", place | {key.rstrip("_"): v for key, v in attributes.items()})
+            ET.SubElement(circle, "title").text = text
         root.attrib.clear()
         root.attrib.update({"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": label})
         return ET.tostring(root, encoding="unicode")

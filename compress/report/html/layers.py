@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from compress.report import format as form
-from compress.report.html import charts
+from compress.report.html import charts, errors
 from compress.report.html.drawing import SECOND
 from compress.report.html.markup import (
-    bullets,
     esc,
     facts,
     figure,
@@ -21,6 +19,7 @@ from compress.report.html.markup import (
     section,
     table,
 )
+from compress.report.html.places import places
 
 WIDTHS = {"layers": "layers", "mlp": "MLP neurons", "heads": "KV groups", "hidden": "hidden channels"}
 LOOP = 0.3
@@ -34,7 +33,7 @@ def inside(report: Mapping[str, Any]) -> str:
         if "widths" in stage["details"]:
             parts.append(pruning(index, stage))
         if "relative_error" in stage["details"]:
-            parts.append(quantization(index, stage))
+            parts.append(errors.quantization(index, stage))
     return section("layers", "Layer by layer", *parts)
 
 
@@ -55,6 +54,13 @@ def pruning(index: int, stage: Mapping[str, Any]) -> str:
     influence = charts.influence(
         f"influence{index}", "Bar chart: influence of every layer before pruning", scores, dropped
     )
+    groups = places(
+        f"places{index}",
+        "Map: which KV groups of every layer were kept",
+        kept_groups(details.get("plan") or {}),
+        before["layers"],
+        before["heads"],
+    )
     return f"<h3>{esc(stage['name'])}: what was removed</h3>" + figures(
         figure(
             f"chart-widths{index}",
@@ -69,38 +75,19 @@ def pruning(index: int, stage: Mapping[str, Any]) -> str:
             "1 − cosine of what enters and what leaves the layer, on calibration text; numbered as in the original.",
             legend(("first", "kept"), ("dropped", "dropped")) if dropped else "",
         ),
+        figure(
+            f"chart-places{index}",
+            "KV groups of each layer",
+            groups,
+            "A KV group is a key-value head with the query heads that read it. Numbered as in the original.",
+            legend(("first", "kept"), ("dropped", "removed")),
+        ),
     )
 
 
-def quantization(index: int, stage: Mapping[str, Any]) -> str:
-    """How far each weight is from what it was."""
-    details = stage["details"]
-    errors: Mapping[str, float] = details["relative_error"]
-    finite = [(value, name) for name, value in errors.items() if math.isfinite(value)]
-    sentences = []
-    if finite:
-        worst, least = max(finite), min(finite)
-        sentences.append(f"From {least[0]:.2%} ({least[1]}) to {worst[0]:.2%} ({worst[1]}).")
-    broken = [name for name, value in errors.items() if not math.isfinite(value)]
-    if broken:
-        sentences.append(f"Not finite: {', '.join(broken[:5])}{' and more' if len(broken) > 5 else ''}.")
-    if details.get("bits_per_weight"):
-        sentences.append(f"{details['bits_per_weight']:.2f} bits per encoded weight, scales included.")
-    if details.get("left_dense"):
-        sentences.append(
-            f"{len(details['left_dense'])} linear layers stayed dense: their shapes cannot run on this grid."
-        )
-    chart = charts.heatmap(
-        f"errors{index}", "Heat map: relative quantization error of every projection of every layer", errors
-    )
-    drawn = figure(
-        f"chart-errors{index}",
-        "Relative error of each weight, per cent",
-        chart,
-        "‖W − Q(W)‖ / ‖W‖. The fullest colour is the largest error here, the palest the smallest. "
-        "Layers as numbered at this stage.",
-    )
-    return f"<h3>{esc(stage['name'])}: what rounding moved</h3>" + figures(drawn, f"<div>{bullets(sentences)}</div>")
+def kept_groups(plan: Mapping[str, Any]) -> dict[int, list[int]]:
+    """Layer of the original -> KV groups that stayed in it; a dropped layer is left out."""
+    return dict(zip(plan.get("layers", ()), plan.get("heads", ()), strict=False))
 
 
 def answers(report: Mapping[str, Any]) -> str:

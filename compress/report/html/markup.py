@@ -36,6 +36,12 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{esc(kind)}">{esc(text)}</p>' if text else ""
 
 
+def card(label: str, big: str, *remarks: str) -> str:
+    """One big figure, and what is to be said of it."""
+    said = "".join(f"<span>{esc(remark)}</span>" for remark in remarks)
+    return f'<div class="tile"><span class="label">{esc(label)}</span><b>{esc(big)}</b>{said}</div>'
+
+
 def bullets(sentences: Iterable[str]) -> str:
     """A list of sentences, or nothing."""
     items = "".join(f"<li>{esc(sentence)}</li>" for sentence in sentences)

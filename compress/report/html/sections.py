@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compress.report import format as form
 from compress.report.html import charts
 from compress.report.html.drawing import FIRST, SECOND
-from compress.report.html.markup import bullets, esc, figure, figures, legend, paragraph, section, table
+from compress.report.html.markup import bullets, card, esc, figure, figures, legend, paragraph, section, table
 
 TEXTS = (("", "held-out", FIRST), ("second_", "other text", SECOND))
 """Prefix of the figures on a text, its name, its colour."""
@@ -54,16 +54,13 @@ def headline(report: Mapping[str, Any]) -> str:
         + f'<div class="tiles">{"".join(tiles)}</div>'
         + verdict(report)
         + paragraph(share, "note")
-        + "</header>"
+        + f"<details><summary>What was asked</summary><pre>{esc(report['command'])}</pre></details></header>"
     )
 
 
 def tile(label: str, now: str, before: str, remark: str) -> str:
     """One big figure."""
-    return (
-        f'<div class="tile"><span class="label">{esc(label)}</span><b>{esc(now)}</b>'
-        f"<span>from {esc(before)}</span><span>{esc(remark)}</span></div>"
-    )
+    return card(label, now, f"from {before}", remark)
 
 
 def fewer(before: float, after: float) -> str:
@@ -121,10 +118,35 @@ def stages(report: Mapping[str, Any]) -> str:
                 legend(("first", "held-out text"), ("second", "other text")),
             ),
             figure("chart-size", "Size", sizes, legend=legend(("first", "weights as stored, embeddings included"))),
+            *effort(report["stages"]),
         ),
         table("Figures after every stage", form.HEADER, form.main_table(report)),
         bullets(sentence.replace("->", "→") for sentence in form.fractions(report)),
     )
+
+
+def effort(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Time and memory of every stage."""
+    times, peaks = [], []
+    for row in rows:
+        stored = " (from the store)" if row["cached"] else ""
+        took, peak = form.duration(row["seconds"]), form.size(row["peak_rss_bytes"])
+        times.append((row["name"], [charts.Bar(row["seconds"], took, f"{row['name']}: {took}{stored}")]))
+        peaks.append((row["name"], [charts.Bar(row["peak_rss_bytes"], peak, f"{row['name']}: {peak}{stored}")]))
+    note = (
+        "A stage that came from the store shows what it took when it was made."
+        if any(row["cached"] for row in rows)
+        else ""
+    )
+    return [
+        figure("chart-time", "Time", charts.bars("time", "Bar chart: time of every stage", times), note),
+        figure(
+            "chart-memory",
+            "Peak memory",
+            charts.bars("memory", "Bar chart: peak memory of every stage", peaks),
+            "Of the whole process; files that are only mapped are not counted.",
+        ),
+    ]
 
 
 def divergence_bar(name: str, found: Mapping[str, Any], prefix: str, text: str, colour: str) -> charts.Bar:

@@ -76,6 +76,7 @@ dl div + div { border-top: 1px solid var(--line); }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 560px) { dl div { grid-template-columns: 1fr; } }
+a { color: var(--first); }
 pre, code { font-family: ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace; font-size: .85rem; }
 pre {
   background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: .8rem .9rem; margin: .6rem 0;

@@ -1,0 +1,138 @@
+"""A sweep from the command line: what each run of it does, and what is told at its end.
+
+With a parallel launcher every run is a process of its own, maybe on another machine, and all that connects it with the
+command that was typed is the folder of the sweep. So each run leaves `run.json` there, when it starts and when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.experimental.callback import Callback
+
+from compress.command import as_user_error, execute, fresh_folder, tell
+from compress.store import write_atomically
+from compress.sweep.points import RECORD
+
+ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | None:
+    """One run of a sweep. A failure is told and kept, never raised: the other runs go on.
+
+    Returns:
+        What `sweep.objectives` asks for; None for a run that failed.
+    """
+    from compress.progress import Terminal
+    from compress.report import format as form
+    from compress.sweep.settings import returned
+
+    number, overrides = hydra_config.job.num, list(hydra_config.overrides.task)
+    alone = hydra_config.launcher._target_ == ONE_BY_ONE
+    folder = fresh_folder(Path(hydra_config.runtime.output_dir))
+    record = {"number": number, "overrides": overrides, "alone": alone, "process": os.getpid()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep(folder, record | {"state": "running"})
+    progress = Terminal(prefix=f"{number}: ", bars=alone)
+    progress.title(f"run {number}: {' '.join(overrides)}")
+    try:
+        report = execute(composed, folder, overrides, progress)
+    except Exception as error:
+        status = tell(error, folder, f"run {number} failed: ")
+        known = as_user_error(error)
+        problem = known.problem if known else f"{type(error).__name__}: {error}"
+        _keep(folder, record | {"state": "failed", "status": status, "problem": problem})
+        return None
+    if "stages" not in report:
+        print(report["message"])
+        _keep(folder, record | {"state": "done", "status": report["status"]})
+        return None
+    refused = [a["name"] for a in report["artifacts"] if not a["verified"]]
+    problem = f"not verified: {', '.join(refused)}" if refused else ""
+    _keep(folder, record | {"state": "done", "status": 1 if refused else 0, "problem": problem})
+    final = report["final"]
+    progress.say(f"done: KL {final['kl_to_teacher']:.3f}, {form.size(final['bytes'])}" + f", {problem}" * bool(problem))
+    return returned(report, list(composed.sweep.objectives))
+
+
+def _keep(folder: Path, record: dict[str, Any]) -> None:
+    write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def records(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What the runs below a folder have left so far."""
+    return {file.parent: json.loads(file.read_text()) for file in sorted(folder.rglob(RECORD))}
+
+
+@dataclass(frozen=True)
+class Started:
+    """A sweep that this process has started."""
+
+    folder: Path
+    before: dict[Path, dict[str, Any]]
+    """What was in its folder already."""
+    searches: bool
+    """Its sweeper learns from run to run, and goes on from what it has stored."""
+
+    def made(self) -> list[dict[str, Any]]:
+        """The records of its own runs, by number."""
+        new = [record for folder, record in records(self.folder).items() if self.before.get(folder) != record]
+        return sorted(new, key=lambda record: record["number"])
+
+
+class Watch(Callback):
+    """Hydra makes this object itself and calls it where a sweep starts: the only place that says where it writes."""
+
+    sweep: ClassVar[Started | None] = None
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """Note the folder, and say how the machine is shared."""
+        folder = Path(config.hydra.sweep.dir)
+        # Optuna's study lies in it, and is opened before the first run
+        folder.mkdir(parents=True, exist_ok=True)
+        searches = "storage" in config.hydra.sweeper and config.hydra.sweeper.storage is not None
+        Watch.sweep = Started(folder, records(folder), searches)
+        # ray tells its makers about every cluster it starts, unless asked not to
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # and gives way to every other process of the machine: a sweep would stand still beside one that computes
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        if config.hydra.launcher._target_ == ONE_BY_ONE:
+            return
+        if config.threads is None:
+            said = "each takes all threads; threads=N gives it fewer"
+        else:
+            said = f"{config.threads} thread(s) each"
+        print(f"several runs at a time, {said}; speeds are measured while others compute", file=sys.stderr)
+
+
+def finish() -> list[int]:
+    """Write the page of a sweep that has come to its end, say what failed; the exit status of every run."""
+    if Watch.sweep is None:
+        return []
+    from compress.sweep.write import write_sweep
+
+    runs = Watch.sweep.made()
+    for run in runs:
+        if run["state"] == "running":
+            run |= {"status": 1, "problem": "it was killed before its end"}
+    if any((folder / "report.json").exists() for folder in records(Watch.sweep.folder)):
+        print(write_sweep(Watch.sweep.folder))
+        if Watch.sweep.searches:
+            print(f"The same command with hydra.sweep.dir={Watch.sweep.folder} goes on with this search.")
+    bad = [run for run in runs if run["status"]]
+    if bad:
+        print(f"error: {len(bad)} of {len(runs)} runs failed; what they had finished is kept:", file=sys.stderr)
+        for run in bad:
+            print(f"  run {run['number']}: {run['problem']}\n    {' '.join(run['overrides'])}", file=sys.stderr)
+    return [run["status"] for run in runs]
+
+
+def nothing_finished() -> bool:
+    """Did every run of a sweep fail? Then a sweeper that cannot go on has nothing more to say."""
+    runs = Watch.sweep.made() if Watch.sweep else []
+    return bool(runs) and all(run["state"] == "failed" for run in runs)

@@ -56,7 +56,15 @@ class HuggingFaceModel:
         source_bytes = sum(file.stat().st_size for file in weight_files(folder))
         return ResolvedModel(folder, name, source_bytes, "", _licence(folder))
 
-    def _download(self) -> Path:
+    def fetch_config(self) -> Path:
+        """A folder with the config.json and tokenizer.json of a hub id; no weights.
+
+        Raises:
+            UserError: neither a folder nor a reachable hub id.
+        """
+        return self._download(["config.json", "tokenizer.json"])
+
+    def _download(self, wanted: list[str] = WANTED) -> Path:
         if not HUB_ID.fullmatch(self.path):
             raise UserError(
                 f"The model folder {self.path} does not exist.", "Give one that does: model.path=DIR_OR_ID."
@@ -65,7 +73,7 @@ class HuggingFaceModel:
 
         logger.info("Downloading %s from the Hugging Face hub", self.path)
         try:
-            found = snapshot_download(self.path, revision=self.revision, allow_patterns=WANTED)
+            found = snapshot_download(self.path, revision=self.revision, allow_patterns=wanted)
         except (OSError, ValueError) as error:
             # the hub's own errors are all of these kinds: no such id or revision, no access, no network, offline mode
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -23,6 +23,8 @@ Type one of these:
 Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FILE, budget=smoke|quick|standard|full,
 stages.prune.keep=0.8, and so on. 'python -m compress --help' shows every setting."""
 
+LEAVES_NOTHING = ("mode=estimate", "mode=preflight", "mode=verify")
+
 
 def main() -> None:
     """Entry of the command line."""
@@ -36,6 +38,9 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP threads that spin at a barrier while their sibling has lost its core cost seconds on a shared machine
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if any(argument in arguments for argument in LEAVES_NOTHING):
+        # Hydra would make the folder of the outputs
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]
     register()
     statuses: list[int] = []
     try:
@@ -76,6 +81,11 @@ def _one(composed: Any, folder: Path, overrides: list[str], statuses: list[int])
     from compress.progress import Terminal
 
     report = execute(composed, folder, overrides, Terminal())
+    if report.get("mode") == "estimate":
+        from compress.estimate.show import show_estimate
+
+        show_estimate(report)
+        return None
     if "stages" not in report:
         print(report["message"])
         statuses.append(report["status"])

@@ -73,6 +73,8 @@ class Mode(str, Enum):
     run = "run"
     list = "list"
     verify = "verify"
+    estimate = "estimate"
+    preflight = "preflight"
 
 
 class Device(str, Enum):
@@ -141,8 +143,8 @@ def build(composed: Any) -> Config:
 
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    if config.mode is Mode.run:
-        if not config.stages:
+    if config.mode in (Mode.run, Mode.estimate, Mode.preflight):
+        if not config.stages and config.mode is not Mode.estimate:
             raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
         for name, stage in config.stages.items():
             if not isinstance(stage, tuple(STAGES.values())):

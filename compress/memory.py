@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import threading
+from contextlib import suppress
 from types import TracebackType
 
 PERIOD = 0.05
@@ -27,10 +28,9 @@ def anonymous_bytes() -> int:
 def release() -> None:
     """Give back what is free: glibc keeps the pages of freed tensors, which would count for whatever runs next."""
     gc.collect()
-    try:
+    # another C library has no such call and nothing to give back
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):
-        pass  # another C library: nothing to give back
 
 
 class PeakMemory:

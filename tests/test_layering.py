@@ -14,8 +14,10 @@ PACKAGE = ROOT / "compress"
 LAYERS = [
     {"__main__"},
     {"command"},
+    {"preflight"},
     {"pipeline"},
     {"config"},
+    {"estimate"},
     {"prune", "distill", "quant", "recover", "evaluate", "export", "report"},
     {"calibrate", "own_text"},
     {"train"},

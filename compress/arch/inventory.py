@@ -1,7 +1,7 @@
 """Every parameter of a model in closed form: name, shape and what it is for, from its config alone.
 
-    total          = embedding + head (unless tied) + positions + final norm + layers x one layer
-    non-embedding  = final norm + layers x one layer
+total          = embedding + head (unless tied) + positions + final norm + layers x one layer
+non-embedding  = final norm + layers x one layer
 """
 
 from __future__ import annotations

@@ -46,6 +46,21 @@ class Form:
         """Parameters of these roles; all without any."""
         return sum(p.numel for p in self.parameters if not roles or p.role in roles)
 
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.widths.heads * self.shape.queries
+
+    @property
+    def queries(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.shape.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Width of all key heads."""
+        return self.widths.heads * self.shape.head_dim
+
     @cached_property
     def non_embedding(self) -> int:
         """Parameters of the layers and the final norm."""

@@ -62,7 +62,7 @@ def tensor_bytes(shape: tuple[int, ...], grid: str) -> int:
     count = 1
     for size in shape:
         count *= size
-    if len(shape) < 2:  # noqa: PLR2004 - a vector
+    if len(shape) < 2:
         size = 4 * count
     elif grid in BLOCK_BYTES and shape[-1] % BLOCK == 0:
         size = count // BLOCK * BLOCK_BYTES[grid]

@@ -96,7 +96,11 @@ class Format:
         ]
         if self.double_quant:
             # the offset is a float of any value: its usual number of digits
-            state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": 0.0123456789012345678}
+            state |= {
+                "nested_blocksize": NESTED_BLOCK,
+                "nested_dtype": "float32",
+                "nested_offset": 0.0123456789012345678,
+            }
             tensors += [
                 Stored(f"{name}.nested_absmax", "F32", (-(-blocks // NESTED_BLOCK),)),
                 Stored(f"{name}.nested_quant_map", "F32", (256,)),

@@ -12,10 +12,12 @@ Activations kept for the backward pass, per token and layer, after Korthikanti e
 dropout and with fused attention (no [length, length] matrix), h the width, q and k the widths of queries and keys, m
 the neurons:
 
-    two norms       2 x 4 h                 input in fp32; and the normalized 4 h where the norm's weight trains
+    two norms       2 x 4 h                 input in fp32; and RMSNorm's result, 4 h, where its weight trains
     linears         2 x sum of inputs       each keeps its own input in the compute type
     attention       2 (q + 2 k)             queries, keys, values
-    MLP             2 x 3 m gated, 2 x 5 m  what the activation function and the product keep (GELU by tanh: 5)
+    MLP             2 x 3 m                 gate, its activation, the other factor; other families: see `Block`
+
+(sums the tests compare with what autograd really keeps).
 
 With checkpointing only the layer's input stays, 4 h, and one layer is computed again at a time (Chen et al., arXiv
 1604.06174). FSDP over N GPUs divides weights, gradients and state by N (ZeRO stage 3).
@@ -29,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from compress.arch import adapter_for
 from compress.estimate.form import Form
 from compress.estimate.layouts import payload_bytes
 
@@ -36,6 +39,8 @@ MB = 1_000_000
 
 LIBRARIES = 335 * MB
 """torch, transformers and lightning once imported, and the Python that runs them: anonymous memory, Linux, x86-64."""
+AFTER_TRAINING = 35 * MB
+"""What the first training of a process leaves: autograd's threads, Lightning's loops, oneDNN's compiled products."""
 ADAPTER_LIBRARIES = 26 * MB
 """peft and bitsandbytes."""
 PER_WORD = 1040
@@ -44,9 +49,6 @@ TEXT = 25 * MB
 """Both texts as Python holds them, and their tokens."""
 
 MASTER, GRADIENT, MOMENTS, AUTOCAST = 4, 4, 8, 2
-SAVED = MASTER + MOMENTS
-"""What a checkpoint of a training run holds, written through memory by Lightning."""
-
 WORKSPACE = 32 << 20
 """Logits of both models in the fused loss, a chunk at a time (`compress_kernels.chunks`)."""
 CAST_SLICE = (1 << 20) * 6
@@ -101,25 +103,52 @@ def resident(vocab: int, references: int, reads_text: bool) -> dict[str, int]:
 
 def loaded(form: Form) -> dict[str, int]:
     """Anonymous memory of a model as loaded: dense weights in their own type are mapped, quantized ones are copied."""
-    quantized = [t for t in form.stored if t.type in ("U8", "I8", "I32") or t.name.endswith(("absmax", "SCB", "quant_map"))]
+    quantized = [
+        t for t in form.stored if t.type in ("U8", "I8", "I32") or t.name.endswith(("absmax", "SCB", "quant_map"))
+    ]
     terms = {"quantized weights": payload_bytes(quantized)} if quantized else {}
     return terms | ({"adapters": 4 * form.adapters} if form.adapters else {})
 
 
+@dataclass(frozen=True)
+class Block:
+    """What a family's layer keeps besides the inputs of its linears."""
+
+    streams: int
+    """Residual streams that norms read: one where attention and MLP read the same."""
+    layer_norm: bool
+    """LayerNorm keeps its input alone; RMSNorm as transformers writes it keeps the normalized too, to train its
+    weight."""
+    query_copies: int
+    key_copies: int
+    mlp_copies: int
+    """Gated: gate, its activation, the other factor. GELU by tanh in plain operations: 4. One fused: 1."""
+
+
+def block_of(form: Form) -> Block:
+    """By what the family's tensors and config say."""
+    names = {p.name.rpartition(".layers.")[2].rpartition(".h.")[2].partition(".")[2] for p in form.layer}
+    modules = adapter_for(form.config).modules
+    layer_norm = f"{modules.residual_norms[0]}.bias" in names
+    fused = len(modules.attention) < 4
+    parallel = fused and not modules.conv1d and getattr(form.config, "use_parallel_residual", True)
+    act = getattr(form.config, "hidden_act", None) or getattr(form.config, "activation_function", None) or "gelu_new"
+    plain = 4 if act in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh") and modules.conv1d else 1
+    # a fused projection is kept whole, and where halves of heads are rotated the rotated ones beside it
+    copies = (3 if modules.conv1d else 6, 0) if fused else (1, 2)
+    return Block(1 if parallel else 2, layer_norm, *copies, 3 if len(modules.mlp) > 2 else plain)
+
+
 def layer_activations(form: Form, batch: Batch, norms_train: bool) -> int:
     """Bytes that autograd keeps of one layer for one micro-batch."""
-    linears = list(form.linears_of_a_layer())
-    h, m = form.widths.hidden, form.widths.mlp
-    q = form.widths.heads * form.shape.queries * form.shape.head_dim
-    k = form.widths.heads * form.shape.head_dim
-    gated = sum(width == h and out == m for out, width in linears) > 1
+    block = block_of(form)
+    h, m, q = form.widths.hidden, form.widths.mlp, form.queries
     size = batch.itemsize
     # in fp32 the linears that read the same input keep the same tensor
-    inputs = sum(width for _, width in linears) if batch.bf16 else 2 * h + q + m
-    norms = 2 * 4 * h * (2 if norms_train else 1)
-    attention = size * (q + 2 * k)
-    mlp = size * m * (3 if gated else 5)
-    return batch.tokens * (norms + size * inputs + attention + mlp)
+    inputs = sum(width for _, width in form.linears_of_a_layer()) if batch.bf16 else 2 * h + q + m
+    norms = 4 * h * (block.streams + (2 if norms_train and not block.layer_norm else 0))
+    attention = size * (block.query_copies * q + block.key_copies * form.keys) + 4 * form.heads
+    return batch.tokens * (norms + size * (inputs + block.mlp_copies * m) + attention)
 
 
 def training(form: Form, batch: Batch, trained: int, norms_train: bool, master: int) -> dict[str, int]:
@@ -145,7 +174,7 @@ def training(form: Form, batch: Batch, trained: int, norms_train: bool, master: 
 
 def kv_cache(form: Form, windows: int, length: int) -> int:
     """Keys and values of every layer, in 16 bits: 2 x layers x k x 2 bytes a token."""
-    return 2 * 2 * form.widths.layers * form.widths.heads * form.shape.head_dim * windows * length
+    return 2 * 2 * form.widths.layers * form.keys * windows * length
 
 
 def writing_own_text(form: Form, windows: int, length: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from compress.estimate.form import Form
 from compress.estimate.machine import Machine
-from compress.estimate.memory import ADAPTER_LIBRARIES, Peak, kv_cache, resident, writing_own_text
+from compress.estimate.memory import ADAPTER_LIBRARIES, AFTER_TRAINING, Peak, kv_cache, resident, writing_own_text
 from compress.estimate.stages import effect_of
 from compress.estimate.work import Effect, Phase, World, forward, head
 from compress.stage import DENSE, TEXT
@@ -20,7 +20,16 @@ OWN_BATCH = 64
 GPU_CONTEXT = 600_000_000
 """CUDA's own memory in a process: context, kernels, workspaces."""
 HOST_ONLY = frozenset(
-    {"libraries", "tokenizers", "texts", "reference states", "tensors to write", "codes to write", "cut tensors", "checkpoint"}
+    {
+        "libraries",
+        "tokenizers",
+        "texts",
+        "reference states",
+        "tensors to write",
+        "codes to write",
+        "cut tensors",
+        "checkpoint",
+    }
 )
 """Terms that stay in the host's memory when models compute on a GPU."""
 
@@ -41,27 +50,34 @@ class Plan:
     """The original's own text lies in the store already."""
 
 
-def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
-    """One row a stage, in order."""
+def chain(plan: Plan, bf16: bool) -> list[tuple[str, Any, Effect, Form]]:
+    """Name, stage, effect and the form before it, for every stage in order."""
     form, dense = plan.first, plan.first
-    vocab = plan.original.shape.vocab
-    references = 2 * 2 * plan.evaluated_tokens * plan.original.widths.hidden
     written = plan.own_written or plan.own_tokens < plan.own_length
-    rows = []
+    steps = []
     for name, stage in plan.stages.items():
-        world = World(plan.original, dense, known.native_bf16, plan.own_tokens, plan.own_length)
-        effect = effect_of(stage, form, world)
-        reads_text = TEXT in stage.reads
-        if reads_text and not written:
+        effect = effect_of(stage, form, World(plan.original, dense, bf16))
+        if TEXT in stage.reads and not written:
             effect = replace(effect, phases=(own_text(plan), *effect.phases))
             written = True
-        base = resident(vocab, references, reads_text)
-        if form.linears.kind != "dense" or effect.form.rank:
-            base["adapters' libraries"] = ADAPTER_LIBRARIES
-        rows.append(row(name, stage, effect, base, known))
+        steps.append((name, stage, effect, form))
         form = effect.form
         if DENSE in stage.needs and DENSE not in stage.takes:
             dense = form
+    return steps
+
+
+def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
+    """One row a stage, in order."""
+    references = 2 * 2 * plan.evaluated_tokens * plan.original.widths.hidden
+    rows: list[dict[str, Any]] = []
+    for name, stage, effect, before in chain(plan, known.native_bf16):
+        base = resident(plan.original.shape.vocab, references, TEXT in stage.reads)
+        if any(row["train_tokens"] for row in rows):
+            base["libraries"] += AFTER_TRAINING
+        if before.linears.kind != "dense" or effect.form.rank:
+            base["adapters' libraries"] = ADAPTER_LIBRARIES
+        rows.append(row(name, stage, effect, base, known))
     return rows
 
 
@@ -75,7 +91,9 @@ def own_text(plan: Plan) -> Phase:
     cache = kv_cache(original, batch, length)
     moved = -(-windows // batch) * length * (original.bytes + 0.5 * cache * (3 + 2 * original.shape.queries))
     operations = forward(original, tokens, length) + head(original, tokens)
-    return Phase("the original's own text", writing_own_text(original, batch, length), original.bytes, operations, 0.0, moved)
+    return Phase(
+        "the original's own text", writing_own_text(original, batch, length), original.bytes, operations, 0.0, moved
+    )
 
 
 def row(name: str, stage: Any, effect: Effect, base: Mapping[str, int], known: Machine) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from compress.checkpoint import SHARD_BYTES
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format, payload_bytes
-from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, SAVED, Batch, layer_activations, loaded, training
+from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, Batch, layer_activations, loaded, training
 from compress.estimate.work import (
     Effect,
     Phase,
@@ -35,9 +36,12 @@ Rule = Callable[[Any, Form, World], Effect]
 
 def prune(stage: Any, form: Form, world: World) -> Effect:
     """One walk over the calibration text, then every cut tensor in memory until its shard is full."""
+    del world
     after = replace(form, widths=stage.widths(form.config))
     walk = Phase("scoring", _walk(form), form.bytes, forward(form, stage.calibration_tokens, WINDOW))
-    cut = Phase("cutting", {"cut tensors": 2 * after.count("linear")}, form.bytes, moved=2.0 * after.bytes)
+    cut = Phase(
+        "cutting", {"cut tensors": _until_shard(2 * after.count("linear"))}, form.bytes, moved=2.0 * after.bytes
+    )
     return Effect(after, (walk, cut))
 
 
@@ -49,7 +53,7 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
     intermediate results), and the neurons' activations.
     """
     n, h, m = stage.calibration_tokens, form.widths.hidden, form.widths.mlp
-    q = form.widths.heads * form.shape.queries * form.shape.head_dim
+    q = form.queries
     teacher = world.original
     terms = {
         "streams in 16 bits": 2 * n * (14 * h + 3 * q),
@@ -120,7 +124,10 @@ def general(stage: Any, form: Form, world: World) -> Effect:
         after = replace(after, rank=getattr(stage, "rank", 16))
     if getattr(stage, "calibration_tokens", 0):
         n = stage.calibration_tokens
-        terms = _walk(form) | {"Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME), "one layer's inputs": 4 * n * form.widths.hidden}
+        terms = _walk(form) | {
+            "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
+            "one layer's inputs": 4 * n * form.widths.hidden,
+        }
         phases.append(Phase("calibrating", terms, form.bytes, 2 * forward(form, n, WINDOW)))
     tokens = 0
     if hasattr(stage, "train"):
@@ -158,28 +165,31 @@ def _walk(form: Form) -> dict[str, int]:
     return {"activations": layer_activations(form, Batch(1, WINDOW, True), False)} | loaded(form)
 
 
+def _until_shard(size: int) -> int:
+    """What waits in memory: a shard is written out when it is full."""
+    return min(size, SHARD_BYTES)
+
+
 def _write(form: Form) -> Phase:
-    return Phase("writing", {"tensors to write": 2 * form.count()}, form.bytes, moved=2.0 * form.bytes)
+    return Phase("writing", {"tensors to write": _until_shard(2 * form.count())}, form.bytes, moved=2.0 * form.bytes)
 
 
 def _encoded(before: Form, after: Form) -> Effect:
     quantized = payload_bytes(after.stored) - payload_bytes(t for t in before.stored if t in set(after.stored))
-    terms = {"codes to write": quantized, "one weight": 16 * largest_linear(before)}
+    terms = {"codes to write": _until_shard(quantized), "one weight": 16 * largest_linear(before)}
     return Effect(after, (Phase("encoding", terms, before.bytes, moved=30.0 * before.count("linear")),))
 
 
 def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase, ...]:
-    """Training of all or most weights from fp32 masters, saving what it has, writing what came out."""
+    """Training of all or most weights from fp32 masters, then writing what came out."""
     batch = micro_batch(settings, world.bf16)
     master = MASTER * form.count()
     terms = training(form, batch, trained, norms_train=True, master=master)
     products = 2 if trained == form.count() else 1
     work = Phase("training", terms, world.original.bytes, *_train_work(settings, form, world, 3, trained, products))
     held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": MOMENTS * trained}
-    phases = [work, Phase("writing", held | {"tensors to write": 2 * form.count()}, form.bytes, moved=4.0 * form.bytes)]
-    if settings.checkpoint_seconds:
-        phases.append(Phase("saving progress", held | {"checkpoint": SAVED * trained}, world.original.bytes))
-    return tuple(phases)
+    waiting = held | {"tensors to write": _until_shard(2 * form.count())}
+    return work, Phase("writing", waiting, form.bytes, moved=4.0 * form.bytes)
 
 
 def _train_work(
@@ -200,7 +210,7 @@ def _four_bit(stage: Any) -> tuple[str, int, bool]:
 def _guessed_grid(stage: Any) -> tuple[str, int, bool]:
     """From the usual names of fields; 4 bits in blocks of 64 where nothing is said."""
     named = stage.kind.lower()
-    if "8" in named or getattr(stage, "bits", 4) == 8:  # noqa: PLR2004 - bits
+    if "8" in named or getattr(stage, "bits", 4) == 8:
         return "int8", 64, False
     block = next((getattr(stage, name) for name in ("block", "group", "group_size") if hasattr(stage, name)), 64)
     return ("nf4" if "nf4" in named else "int4"), int(block), bool(getattr(stage, "double_quant", False))

@@ -55,19 +55,18 @@ def subject_of(model: Any) -> Subject:
     """
     if isinstance(model, EmbeddedModel):
         return Subject(EMBEDDED_NAME, plain_config(EMBEDDED), model.cached())
-    if not isinstance(model, HuggingFaceModel) or not model.path:
-        raise UserError("model=hf needs a model.", "Add model.path=DIR_OR_ID.")
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return subject_in(folder.resolve(), folder.resolve().name)
-    return subject_in(model.fetch_config(), model.path)
+    assert isinstance(model, HuggingFaceModel)
+    folder = model.fetch_small()
+    return subject_in(folder, folder.name if Path(model.path).expanduser().exists() else model.path)
 
 
 def subject_in(folder: Path, name: str) -> Subject:
     """The model of a folder with a config.json."""
     config = read_plain_config(folder)
     if getattr(config, "quantization_config", None):
-        raise UserError(f"The model in {folder} is already quantized.", "Give the model it was made from: model.path=DIR_OR_ID.")
+        raise UserError(
+            f"The model in {folder} is already quantized.", "Give the model it was made from: model.path=DIR_OR_ID."
+        )
     return Subject(name, config, folder)
 
 

@@ -1,8 +1,8 @@
 """Floating-point operations and bytes moved, and what is left of a stage's memory: the small formulas under `stages`.
 
-    forward     2 x weights + 4 x length x q / 2 (causal attention) per token and layer      Kaplan et al., arXiv
-    backward    twice the forward where weights train, once where only inputs' gradients go     2001.08361, sec. 2.1
-    head        2 x vocabulary x width per token and product
+forward     2 x weights + 4 x length x q / 2 (causal attention) per token and layer      Kaplan et al., arXiv
+backward    twice the forward where weights train, once where only inputs' gradients go     2001.08361, sec. 2.1
+head        2 x vocabulary x width per token and product
 """
 
 from __future__ import annotations
@@ -40,9 +40,6 @@ class World:
     """The last form before quantization."""
     bf16: bool
     """Whether training computes in bf16."""
-    own_tokens: int
-    own_length: int
-    saving_seconds: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Effect:
 
 def forward(form: Form, tokens: float, length: int) -> float:
     """Operations of one pass through the layers; the head is counted apart."""
-    q = form.widths.heads * form.shape.queries * form.shape.head_dim
+    q = form.queries
     attention = 4 * q * length / 2 * form.widths.layers
     return tokens * (2 * form.count("linear") + attention)
 
@@ -83,4 +80,6 @@ def gram_bytes(form: Form, limit: int) -> int:
 def micro_batch(settings: Any, bf16: bool) -> Batch:
     """Of a `compress.train.settings.Training`."""
     precision = getattr(settings.precision, "value", settings.precision)
-    return Batch(settings.batch // settings.accumulate, settings.length, {"bf16": True, "fp32": False}.get(precision, bf16))
+    return Batch(
+        settings.batch // settings.accumulate, settings.length, {"bf16": True, "fp32": False}.get(precision, bf16)
+    )

@@ -56,13 +56,18 @@ class HuggingFaceModel:
         source_bytes = sum(file.stat().st_size for file in weight_files(folder))
         return ResolvedModel(folder, name, source_bytes, "", _licence(folder))
 
-    def fetch_config(self) -> Path:
-        """A folder with the config.json and tokenizer.json of a hub id; no weights.
+    def fetch_small(self) -> Path:
+        """A folder with everything but weights: the local one, or what a hub id has.
 
         Raises:
-            UserError: neither a folder nor a reachable hub id.
+            UserError: no path, or neither a folder nor a reachable hub id.
         """
-        return self._download(["config.json", "tokenizer.json"])
+        if not self.path:
+            raise UserError("model=hf needs a model.", "Add model.path=DIR_OR_ID.")
+        local = Path(self.path).expanduser()
+        if local.exists():
+            return local.resolve()
+        return self._download([name for name in WANTED if ".safetensors" not in name])
 
     def _download(self, wanted: list[str] = WANTED) -> Path:
         if not HUB_ID.fullmatch(self.path):

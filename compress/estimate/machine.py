@@ -18,7 +18,8 @@ from typing import Any
 
 from compress.store import Store, content_key
 
-SECONDS = 0.3
+RATES = ("fp32", "bf16", "bandwidth")
+SECONDS = 0.2
 """Each figure is the best of as many tries as fit into this: a busy machine is measured at its quietest."""
 SIZE = 768
 """Side of the matrices multiplied: milliseconds, so that some tries are left alone even on a busy machine."""
@@ -66,14 +67,16 @@ def machine(store: Store, threads: int, measure: bool) -> Machine:
     Args:
         store: where figures are kept.
         threads: that a run would use.
-        measure: measure with torch if nothing is known yet; otherwise fp32 is measured with numpy and not kept.
+        measure: measure with torch and keep the best that was ever seen, since a machine is often busy; otherwise what
+            is kept counts, or fp32 measured with numpy.
     """
     import psutil
 
     key = content_key({"cpu": processor()[0], "flags": sorted(processor()[1]), "threads": threads})
     rates = store.recall("machine", key)
-    if rates is None and measure:
-        rates = _by_torch()
+    if measure:
+        found = _by_torch()
+        rates = found if rates is None else {**found, **{name: max(found[name], rates[name]) for name in RATES}}
         store.remember("machine", key, rates)
     return Machine(
         cpu=processor()[0],

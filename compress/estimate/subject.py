@@ -13,8 +13,8 @@ from compress.errors import UserError
 from compress.estimate.form import Form
 from compress.estimate.layouts import TYPES
 from compress.source import EmbeddedModel, HuggingFaceModel
+from compress.source.embedded import NAME
 
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 EMBEDDED: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152,
@@ -54,7 +54,7 @@ def subject_of(model: Any) -> Subject:
         UserError: there is no such folder or id, or its config is of no supported model.
     """
     if isinstance(model, EmbeddedModel):
-        return Subject(EMBEDDED_NAME, plain_config(EMBEDDED), model.cached())
+        return Subject(NAME, plain_config(EMBEDDED), model.cached())
     assert isinstance(model, HuggingFaceModel)
     folder = model.fetch_small()
     return subject_in(folder, folder.name if Path(model.path).expanduser().exists() else model.path)

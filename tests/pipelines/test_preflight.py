@@ -43,7 +43,9 @@ def test_every_pipeline_passes_and_leaves_nothing(
     name: str, text_file: Path, tmp_path: Path, cache: Path, temporary: Path
 ) -> None:
     model = big(tmp_path / "model")
-    report = compress.run(tiny_run(name, model, text_file, tmp_path / "out", "mode=preflight", "train.tokens=100000000"))
+    report = compress.run(
+        tiny_run(name, model, text_file, tmp_path / "out", "mode=preflight", "train.tokens=100000000")
+    )
     assert report["status"] == 0 and "nothing was kept" in report["message"]
     assert not (tmp_path / "out").exists() and not list(temporary.iterdir())
     assert not (cache / "store").exists()
@@ -107,7 +109,9 @@ def test_amounts_of_stages_that_do_not_exist_yet_become_small() -> None:
     small = shrunk({"a": New()})["a"]
     assert small.calibration_tokens == SMALL["calibration_tokens"] and small.window == SMALL["window"]
     assert small.inner.max_steps == SMALL["steps"] and small.inner.rate == 3e-4
-    assert small.block == 64 and small.enabled is True and {f.name for f in fields(small)} == {f.name for f in fields(New)}
+    assert (
+        small.block == 64 and small.enabled is True and {f.name for f in fields(small)} == {f.name for f in fields(New)}
+    )
 
 
 def test_nothing_of_the_given_config_is_changed() -> None:

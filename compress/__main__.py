@@ -39,8 +39,9 @@ def main() -> None:
     # OpenMP threads that spin at a barrier while their sibling has lost its core cost seconds on a shared machine
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if any(argument in arguments for argument in LEAVES_NOTHING):
-        # Hydra would make the folder of the outputs
-        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null"]
+        # Hydra would make the folder of the outputs and a log
+        log = f"hydra.job_logging.handlers.file.filename={os.devnull}"
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", log]
     register()
     statuses: list[int] = []
     try:

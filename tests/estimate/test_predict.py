@@ -125,7 +125,7 @@ def test_settings_move_the_estimate_the_way_they_should() -> None:
 class Unknown:
     """A stage no table knows."""
 
-    block: int = 128
+    block: int = 32
     calibration_tokens: int = 4096
     train: Training = field(default_factory=Training)
     kind: ClassVar[str] = "int4_new"
@@ -138,7 +138,7 @@ class Unknown:
 def test_an_unknown_stage_is_estimated_by_what_it_says_of_itself() -> None:
     form = embedded()
     effect = effect_of(Unknown(), form, World(form, form, True))
-    assert effect.by_general_rule and effect.form.linears.kind == "int4" and effect.form.linears.block == 128
+    assert effect.by_general_rule and effect.form.linears.kind == "int4" and effect.form.linears.block == 32
     assert {phase.name for phase in effect.phases} >= {"calibrating", "training", "encoding"}
     rows = predict(replace(plan("+pipeline=nf4"), stages={"new": Unknown()}), MACHINE)
     assert rows[0]["by_general_rule"] and rows[0]["bytes"] < form.bytes / 2

@@ -22,6 +22,8 @@ Type one of these:
 Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FILE, budget=smoke|quick|standard|full,
 stages.prune.keep=0.8, and so on. 'python -m compress --help' shows every setting."""
 
+LEAVES_NOTHING = ("mode=estimate", "mode=preflight", "mode=verify")
+
 
 def main() -> None:
     """Entry of the command line."""
@@ -35,6 +37,10 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP threads that spin at a barrier while their sibling has lost its core cost seconds on a shared machine
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if any(argument in arguments for argument in LEAVES_NOTHING):
+        # Hydra would make the folder of the outputs and a log
+        log = f"hydra.job_logging.handlers.file.filename={os.devnull}"
+        sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", log]
     register()
     statuses: list[int] = []
     try:
@@ -91,6 +97,11 @@ def _one(composed: Any, folder: Path, overrides: list[str], statuses: list[int])
     from compress.progress import Terminal
 
     report = execute(composed, folder, overrides, Terminal())
+    if report.get("mode") == "estimate":
+        from compress.estimate.show import show_estimate
+
+        show_estimate(report)
+        return
     if "stages" not in report:
         print(report["message"])
         statuses.append(report["status"])

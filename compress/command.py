@@ -14,6 +14,7 @@ from typing import Any
 
 from compress.config import CONF, Config, Mode, build, listing, pipelines, register
 from compress.errors import UserError
+from compress.paths import cache_folder
 
 log = logging.getLogger("compress")
 
@@ -88,6 +89,14 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
         from compress.sweep.write import report_folder
 
         return report_folder(config.sweep.folder)
+    if config.mode is Mode.estimate:
+        from compress.estimate.run import run_estimate
+
+        return run_estimate(config, cache_folder())
+    if config.mode is Mode.preflight:
+        from compress.preflight import run_preflight
+
+        return run_preflight(config, progress)
     from compress.pipeline import run
     from compress.preparation import check_writable
 

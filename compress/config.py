@@ -76,6 +76,8 @@ class Mode(str, Enum):
     list = "list"
     verify = "verify"
     sweep_report = "sweep_report"
+    estimate = "estimate"
+    preflight = "preflight"
 
 
 class Device(str, Enum):
@@ -147,11 +149,11 @@ def build(composed: Any) -> Config:
 
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    if config.mode is Mode.run:
+    if config.mode in (Mode.run, Mode.estimate, Mode.preflight):
         config.sweep.check_measured(config.evaluate.speed)
         # a sweep can leave a stage out: stages.recover=null
         config.stages = {name: stage for name, stage in config.stages.items() if stage is not None}
-        if not config.stages:
+        if not config.stages and config.mode is not Mode.estimate:
             raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
         for name, stage in config.stages.items():
             if not isinstance(stage, tuple(STAGES.values())):

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import preparation
+from compress.arch.inventory import total_parameters
 from compress.checkpoint import Checkpoint
 from compress.config import Config
 from compress.errors import UserError
+from compress.estimate.run import predicted_rows
 from compress.evaluate.evaluator import SECOND, Evaluator
 from compress.keys import Known, known_source, library_versions, sidecars_key, stage_fields, stage_inputs
 from compress.memory import PeakMemory
@@ -34,12 +36,12 @@ log = logging.getLogger("compress")
 class Run:
     """One run of one config."""
 
-    def __init__(self, config: Config, output: Path, progress: Progress, overrides: list[str]) -> None:
+    def __init__(self, config: Config, output: Path, progress: Progress, overrides: list[str], cache: Path) -> None:
         self.config = config
         self.overrides = overrides
         self.output = output
         self.progress = progress
-        self.cache = cache_folder()
+        self.cache = cache
         self.store = Store(self.cache / "store")
         self.begin = time.monotonic()
         self.rows: list[dict[str, Any]] = []
@@ -89,13 +91,12 @@ class Run:
         if config.teacher is not None:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
         self._check_plans()
-        parameters = self._parameters()
+        parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_memory(config.stages, parameters)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
-        with self.progress.bar("reading the text (fetched once, then from the cache)", 2) as advance:
+        with self.progress.bar("reading the text (fetched once, then from the cache)", 1) as advance:
             self.corpus: Corpus = config.data.load()
-            advance(1)
             second: Corpus = config.second.load()
             advance(1)
         self.device = preparation.check_device(config.device.value)
@@ -115,11 +116,9 @@ class Run:
             device=self.fabric.device,
         )
         self.evaluator.check_texts()
-
-    def _parameters(self) -> int:
-        from compress.evaluate.size import count_parameters
-
-        return count_parameters(self.first.checkpoint.config)[0]
+        folders = self.first.checkpoint.folder, self.original.checkpoint.folder
+        own_written = self.store.recall("own_text", self._own_key()) is not None
+        self.predicted = predicted_rows(config, folders, self.store, own_written)
 
     def _check_plans(self) -> None:
         """Let every stage that has something to say about the model's shape say it now."""
@@ -182,6 +181,7 @@ class Run:
                 "metrics": quality,
                 "details": record["metrics"],
                 "fields": stage_fields(stage),
+                "predicted": record.get("predicted", self.predicted[name]),
             }
         )
         self._say_quality(quality, cached)
@@ -212,6 +212,7 @@ class Run:
                 "metrics": metrics,
                 "seconds": time.monotonic() - begin,
                 "peak_rss_bytes": memory.peak_bytes,
+                "predicted": self.predicted[name],
             }
             return self.store.commit(key, folder, facts)
 
@@ -219,9 +220,13 @@ class Run:
         """What the original writes, from the store or written now."""
         settings = self.config.own_text
         if self._written is None:
-            key = content_key({"own": asdict(settings), "original": self.original.key, **self.run_key})
-            self._written = own_text(self.store, key, settings, self.original.checkpoint, self.fabric, self.progress)
+            original = self.original.checkpoint
+            self._written = own_text(self.store, self._own_key(), settings, original, self.fabric, self.progress)
         return self._written
+
+    def _own_key(self) -> str:
+        own = asdict(self.config.own_text)
+        return content_key({"own": own, "original": self.original.key, **self.run_key})
 
     def _export(self, current: Known) -> list[dict[str, Any]]:
         """Write, reload and measure every artifact."""
@@ -256,8 +261,7 @@ class Run:
         return build_report(facts)
 
     def _title(self, name: str, stage: Stage | None) -> None:
-        title = name if stage is None or stage.kind == name else f"{name} ({stage.kind})"
-        self.progress.say(f"--- {title}")
+        self.progress.say(f"--- {name}" if stage is None or stage.kind == name else f"--- {name} ({stage.kind})")
 
     def _say_quality(self, quality: dict[str, Any], cached: bool) -> None:
         self.progress.say(
@@ -284,7 +288,7 @@ def run(
         UserError: a mistake of the user's.
     """
     try:
-        return Run(config, output, progress or Quiet(), list(overrides)).execute()
+        return Run(config, output, progress or Quiet(), list(overrides), cache_folder()).execute()
     except RuntimeError as error:
         if "can't allocate memory" in str(error) or "out of memory" in str(error):
             raise UserError(

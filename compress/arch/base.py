@@ -109,6 +109,10 @@ class Architecture:
             )
         return tensors[key]
 
+    def outside_tensors(self, config: Config) -> dict[str, Axes]:
+        """Parameter name -> layout of what is outside the layers: embedding, head (tied or not), positions, norm."""
+        return self._once(self.shape(config), config)
+
     def non_embedding_parameters(self, config: Config, widths: Widths | None = None) -> int:
         """Parameters of the layers and the final norm: without embedding, head (tied or not) and learned positions.
 

@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 HEADER = ("", "perplexity", "KL", "top-1", "KL, other text", "params", "size", "time")
+PREDICTED_HEADER = (
+    "", "size", "measured", "off", "peak memory", "measured", "off", "time", "measured", "off",
+)  # fmt: skip
+PREDICTED_NOTE = (
+    "Predicted from the config alone, before anything was loaded. Memory is what the process itself holds; time is for "
+    "an idle machine at the speed it was measured at."
+)
 TASK_HEADER = ("task", "original", "compressed")
 
 
@@ -52,6 +59,21 @@ def main_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = [row("original", report["baseline"], None)]
     rows += [row(s["name"], s["metrics"], s["seconds"], s["cached"]) for s in report["stages"]]
     rows += [row(f"artifact {a['name']}", a["metrics"], None) for a in report["artifacts"] if a["metrics"]]
+    return rows
+
+
+def predicted_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What the estimate said before the run, and what was measured: rows under `PREDICTED_HEADER`."""
+    rows = []
+    for stage in report["stages"]:
+        said = stage.get("predicted")
+        if not said:
+            continue
+        cells = [stage["name"]]
+        for key, show in (("bytes", size), ("peak_rss_bytes", size), ("seconds", duration)):
+            off = f"{100 * (said[key] / stage[key] - 1):+.1f}%" if stage[key] else ""
+            cells += [show(said[key]), show(stage[key]), off]
+        rows.append(tuple(cells))
     return rows
 
 

@@ -28,6 +28,10 @@ def render(report: Mapping[str, Any]) -> str:
         f"The artifact takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
         + (f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else ".")
     )
+    if rows := form.predicted_rows(report):
+        parts.append(
+            "## Predicted and measured\n\n" + table(form.PREDICTED_HEADER, rows) + f"\n\n{form.PREDICTED_NOTE}"
+        )
     parts.append(f"Protocol: {report['protocol']}\n\nText: {report['text']['origin']}")
     parts.append("## Answers\n\n" + answers(report))
     if final.get("tasks"):

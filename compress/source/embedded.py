@@ -49,6 +49,11 @@ CONVERSION = 1
 class EmbeddedModel:
     """SmolLM2-135M-Instruct (Apache-2.0), 135 M parameters, about 0.3 GB in the cache."""
 
+    def cached(self) -> Path | None:
+        """The converted folder if it has been made."""
+        folder = _folder()
+        return folder if folder.is_dir() else None
+
     def resolve(self) -> ResolvedModel:
         """The converted folder, made on first use. Processes that start at once make it once.
 
@@ -57,8 +62,7 @@ class EmbeddedModel:
         """
         from filelock import FileLock
 
-        key = f"{WHEEL.sha256[:12]}-transformers-{version('transformers')}-{CONVERSION}"
-        folder = cache_folder() / "models" / f"{NAME}-{key}"
+        folder = _folder()
         if not folder.is_dir():
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +78,11 @@ class EmbeddedModel:
                 ) from error
         check_folder(folder)
         return ResolvedModel(folder, NAME, MEMBER_BYTES, NOTE, "Apache-2.0", HUB_ID)
+
+
+def _folder() -> Path:
+    key = f"{WHEEL.sha256[:12]}-transformers-{version('transformers')}-{CONVERSION}"
+    return cache_folder() / "models" / f"{NAME}-{key}"
 
 
 def _make(folder: Path) -> None:

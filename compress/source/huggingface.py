@@ -56,7 +56,20 @@ class HuggingFaceModel:
         source_bytes = sum(file.stat().st_size for file in weight_files(folder))
         return ResolvedModel(folder, name, source_bytes, "", _licence(folder), "" if local.exists() else self.path)
 
-    def _download(self) -> Path:
+    def fetch_small(self) -> Path:
+        """A folder with everything but weights: the local one, or what a hub id has.
+
+        Raises:
+            UserError: no path, or neither a folder nor a reachable hub id.
+        """
+        if not self.path:
+            raise UserError("model=hf needs a model.", "Add model.path=DIR_OR_ID.")
+        local = Path(self.path).expanduser()
+        if local.exists():
+            return local.resolve()
+        return self._download([name for name in WANTED if ".safetensors" not in name])
+
+    def _download(self, wanted: list[str] = WANTED) -> Path:
         if not HUB_ID.fullmatch(self.path):
             raise UserError(
                 f"The model folder {self.path} does not exist.", "Give one that does: model.path=DIR_OR_ID."
@@ -65,7 +78,7 @@ class HuggingFaceModel:
 
         logger.info("Downloading %s from the Hugging Face hub", self.path)
         try:
-            found = snapshot_download(self.path, revision=self.revision, allow_patterns=WANTED)
+            found = snapshot_download(self.path, revision=self.revision, allow_patterns=wanted)
         except (OSError, ValueError) as error:
             # the hub's own errors are all of these kinds: no such id or revision, no access, no network, offline mode
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from compress.errors import UserError
+from compress.memory import release
 from compress.train.module import Distillation, Loss
-from compress.train.resume import SaveProgress, saved_progress
+from compress.train.resume import DirectSave, SaveProgress, saved_progress
 from compress.train.settings import Precision, Training
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def fit(
     if resume:
         batches.first_step = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
         context.progress.say(f"goes on at step {batches.first_step} of {steps}")
+    release()
     begin = time.monotonic()
     with quiet_lightning(), context.progress.bar("training", steps) as advance:
         advance(batches.first_step)
@@ -137,6 +139,7 @@ def fit(
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
             callbacks=[show, StopOnNaN(), SaveProgress(context.scratch, settings.checkpoint_seconds)],
+            plugins=[DirectSave()],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

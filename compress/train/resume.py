@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from compress.store import file_digest, sync_folder
@@ -25,6 +27,16 @@ def saved_progress(scratch: Path) -> Path | None:
     """
     files = sorted(scratch.glob("progress-*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return next((file for file in files if file_digest(file) == file.stem.removeprefix("progress-")), None)
+
+
+class DirectSave(TorchCheckpointIO):
+    """Writes straight into the file. Lightning's own makes the whole file in memory first: weights and optimizer state
+    once more, at the moment when most is in use. Here a half-written file is never taken for one (`saved_progress`)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Save `checkpoint` to the local file `path`."""
+        del storage_options
+        torch.save(checkpoint, path)
 
 
 class SaveProgress(Callback):

@@ -30,6 +30,7 @@ def _bases(file: Path) -> set[str]:
     first = file.read_text().partition("defaults: [")[2].partition(",")[0].removesuffix("_schema")
     return {first}
 
+
 PLUGINS = {
     f"/hydra/{kind}: {name}": f"hydra_plugins.hydra_{plugin}"
     for kind, name, plugin in (

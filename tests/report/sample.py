@@ -45,6 +45,7 @@ def stage(name: str, kind: str, metrics: dict[str, Any], details: dict[str, Any]
         "metrics": metrics,
         "details": details,
         "fields": fields,
+        "predicted": {"bytes": metrics["bytes"] + 1_000_000, "peak_rss_bytes": 2_090_000_000, "seconds": 30.7},
     }
 
 

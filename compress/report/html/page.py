@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.report.html import layers, sections
 from compress.report.html.markup import esc
+from compress.report.html.predicted import predicted
 from compress.report.html.style import STYLE
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -28,6 +29,7 @@ def render(report: Mapping[str, Any]) -> str:
         layers.inside(report),
         layers.answers(report),
         layers.tasks(report),
+        predicted(report),
         layers.artifacts(report),
         layers.reproduce(report),
         FOOTER,

@@ -1,0 +1,100 @@
+"""What fits: ways to train a model of these sizes, what each holds, and where that goes.
+
+    full            16 bytes a parameter (ZeRO, arXiv 1910.02054, sec. 3.1), activations of a micro-batch
+    accumulated     one window at a time
+    checkpointed    of every layer only its input, and one layer at a time (arXiv 1604.06174)
+    LoRA            frozen base in 16 bits, adapters of rank 16 (arXiv 2106.09685)
+    QLoRA           the base in NF4 with double quantization (arXiv 2305.14314)
+    FSDP over N     weights, gradients and state divided by N (ZeRO stage 3)
+
+The teacher is counted in each: distillation needs it beside the student.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from compress.estimate.form import Form
+from compress.estimate.layouts import Format
+from compress.estimate.machine import Machine
+from compress.estimate.memory import MASTER, Batch, layer_activations, loaded, training
+from compress.estimate.predict import GPU_CONTEXT
+
+RANK = 16
+GPUS: dict[str, int] = {"8 GB": 8, "16 GB": 16, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
+"""Sizes that are sold, in 2^30 bytes."""
+USABLE = 0.92
+"""Of a GPU or of this machine's memory: the rest is fragmentation and other programs."""
+SHARDED_OVER = "80 GB"
+
+
+def ways(student: Form, teacher: Form, batch: Batch, known: Machine, libraries: int) -> list[dict[str, Any]]:
+    """A row for every way to train, from the most to the least memory.
+
+    Args:
+        student: dense, as wide as it will be.
+        teacher: the original.
+        batch: the micro-batch configured.
+        known: this machine.
+        libraries: bytes of host memory that hold no model.
+    """
+    single = replace(batch, windows=1)
+    everything = student.count()
+    adapted = replace(student, rank=RANK)
+    four_bit = replace(adapted, linears=Format("nf4"))
+    base, small = 2 * student.count(), sum(loaded(four_bit).values()) + 2 * student.count("embedding", "head", "other")
+    full = training(student, batch, everything, norms_train=True, master=MASTER * everything)
+    one = training(student, single, everything, norms_train=True, master=MASTER * everything)
+    kept = student.widths.layers * 4 * single.tokens * student.widths.hidden + layer_activations(student, single, True)
+    found = {
+        "full fine-tuning": full,
+        "... one window at a time (train.accumulate)": one,
+        "... and activation checkpointing": one | {"activations": kept},
+        f"LoRA, rank {RANK}": training(student, single, adapted.adapters, False, base + 4 * adapted.adapters),
+        f"QLoRA, rank {RANK}": training(student, single, adapted.adapters, False, small),
+    }
+    rows = []
+    for name, terms in found.items():
+        rows.append(_row(name, sum(terms.values()), 2 * teacher.count(), known, libraries))
+    rows.append(_sharded(student, teacher, found["... and activation checkpointing"]))
+    return rows
+
+
+def _sharded(student: Form, teacher: Form, terms: dict[str, int]) -> dict[str, Any]:
+    """FSDP2: what is divided, and what each GPU holds alone: activations, the loss, two layers gathered in 16 bits."""
+    divided = sum(terms[term] for term in ("weights", "gradients", "optimizer state")) + 2 * teacher.count()
+    largest = max(sum(p.numel for p in student.layer), student.count("embedding"))
+    alone = terms["activations"] + terms["loss"] + 2 * 2 * largest
+    gpus = gpus_needed(divided, alone + GPU_CONTEXT, GPUS[SHARDED_OVER] << 30)
+    return {
+        "way": f"FSDP, checkpointed, GPUs of {SHARDED_OVER}",
+        "bytes": divided // max(1, gpus) + alone,
+        "student_bytes": (divided - 2 * teacher.count()) // max(1, gpus) + alone,
+        "gpus": gpus,
+        "here": False,
+        "smallest_gpu": SHARDED_OVER if gpus else None,
+    }
+
+
+def gpus_needed(shared: int, own: int, size: int) -> int:
+    """The fewest GPUs of `size` bytes that hold shared / N + own each; 0 if what each holds alone is too much."""
+    room = int(USABLE * size) - own
+    return 0 if room <= 0 else max(1, -(-shared // room))
+
+
+def smallest_gpu(size: int) -> str | None:
+    """The smallest that is sold and holds `size` bytes."""
+    return next((name for name, gib in GPUS.items() if size + GPU_CONTEXT <= USABLE * (gib << 30)), None)
+
+
+def _row(name: str, student: int, teacher: int, known: Machine, libraries: int) -> dict[str, Any]:
+    total = student + teacher
+    return {
+        "way": name,
+        "bytes": total,
+        "student_bytes": student,
+        "gpus": 1,
+        "here": total + libraries <= USABLE * known.memory,
+        "smallest_gpu": smallest_gpu(total),
+    }

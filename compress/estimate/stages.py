@@ -1,0 +1,216 @@
+"""What each kind of stage does to a model and takes of the machine: one function a kind, and the table of them.
+
+To add one: write a function of (stage, form before it, world) and enter it below. A kind without an entry is estimated
+by `general`, from its fields (`train`, `calibration_tokens`, `block`, `rank`) and its traits, and the output says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from compress.checkpoint import SHARD_BYTES
+from compress.estimate.form import Form
+from compress.estimate.layouts import Format, payload_bytes
+from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, Batch, layer_activations, loaded, training
+from compress.estimate.work import (
+    Effect,
+    Phase,
+    World,
+    forward,
+    gram_bytes,
+    head,
+    largest_linear,
+    micro_batch,
+)
+from compress.stage import ADAPTER, DENSE, QUANTIZED
+
+WINDOW = 256
+"""Tokens of a calibration window (`compress.calibrate.WINDOW`)."""
+GRAMS_AT_A_TIME = 1 << 30
+"""`compress.calibrate.GRAM_BYTES`."""
+
+Rule = Callable[[Any, Form, World], Effect]
+
+
+def prune(stage: Any, form: Form, world: World) -> Effect:
+    """One walk over the calibration text, then every cut tensor in memory until its shard is full."""
+    del world
+    after = replace(form, widths=stage.widths(form.config))
+    walk = Phase("scoring", _walk(form), form.bytes, forward(form, stage.calibration_tokens, WINDOW))
+    cut = Phase(
+        "cutting", {"cut tensors": _until_shard(2 * after.count("linear"))}, form.bytes, moved=2.0 * after.bytes
+    )
+    return Effect(after, (walk, cut))
+
+
+def compensate(stage: Any, form: Form, world: World) -> Effect:
+    """The residual streams of both models over all calibration tokens, and one layer's normal equations.
+
+    At most alive at once, per token: 17 streams in 16 bits (h each: before and after the layer, embedded, gathered,
+    inputs and outputs of both projections, for student and teacher), 6 in fp32 (targets and drift with their
+    intermediate results), and the neurons' activations.
+    """
+    n, h, m = stage.calibration_tokens, form.widths.hidden, form.widths.mlp
+    q = form.queries
+    teacher = world.original
+    terms = {
+        "streams in 16 bits": 2 * n * (14 * h + 3 * q),
+        "streams in fp32": 4 * n * 6 * h,
+        "neurons": 2 * n * m,
+        "normal equations": m * m * (4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
+        "solved weights": 2 * form.widths.layers * h * (m + q),
+    }
+    passes = 2 * forward(teacher, n, WINDOW) + 3 * forward(form, n, WINDOW)
+    normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h)
+    solve = form.widths.layers * 2 * (m**3 / 3 + 2 * m * m * h + q**3 / 3 + 2 * q * q * h)
+    fit = Phase("least squares", terms, form.bytes + teacher.bytes, passes, normal + solve)
+    return Effect(form, (fit, _write(form)))
+
+
+def distill(stage: Any, form: Form, world: World) -> Effect:
+    """Full fine-tuning against the original; embedding and head stay as they are unless told otherwise."""
+    trained = form.count() if stage.embeddings else form.count("linear", "other")
+    return Effect(form, _full(stage.train, form, world, trained), stage.train.tokens)
+
+
+def rounded(stage: Any, form: Form, world: World) -> Effect:
+    """Round to nearest, tensor by tensor: what is encoded waits for its shard, one weight is in fp32 several times."""
+    del world
+    linears = Format(*_four_bit(stage)) if stage.kind == "nf4" else Format("int8")
+    return _encoded(form, replace(form, linears=linears))
+
+
+def qat_int8(stage: Any, form: Form, world: World) -> Effect:
+    """Full fine-tuning through rounded weights and activations, then encoding."""
+    after = replace(form, linears=Format("int8"))
+    phases = _full(stage.train, form, world, form.count())
+    return Effect(after, (*phases, *_encoded(form, after).phases), stage.train.tokens)
+
+
+def qlora(stage: Any, form: Form, world: World) -> Effect:
+    """Adapters on a frozen 4-bit base: Gram matrices first, then training of the adapters alone."""
+    after = replace(form, rank=stage.rank)
+    start = getattr(stage.start, "value", stage.start)
+    phases = []
+    if start != "zero":
+        weighted = start == "weighted"
+        biggest = 4 * largest_linear(form)
+        square = 4 * max(form.widths.mlp, form.widths.hidden) ** 2
+        terms = loaded(after) | {
+            "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME) if weighted else 0,
+            "one layer's factors": 4 * biggest + 4 * square,
+        }
+        tokens = stage.calibration_tokens if weighted else 0
+        walk = forward(world.dense, tokens, WINDOW)
+        sums = tokens * 2.0 * sum(width * width for _, width in form.linears_of_a_layer()) * form.widths.layers
+        eigen = 9.0 * form.widths.layers * sum(min(out, width) ** 3 for out, width in form.linears_of_a_layer())
+        phases.append(Phase("adapters from the residual", terms, world.dense.bytes, walk, sums + eigen))
+    batch = micro_batch(stage.train, world.bf16)
+    terms = training(form, batch, after.adapters, norms_train=False, master=0)
+    terms |= loaded(after) | {"one layer decoded": 2 * 4 * largest_linear(form)}
+    # the adapters' own weights are in `loaded`
+    phases.append(Phase("training", terms, world.original.bytes, *_train_work(stage.train, form, world, 2, 0)))
+    return Effect(after, tuple(phases), stage.train.tokens)
+
+
+def general(stage: Any, form: Form, world: World) -> Effect:
+    """From settings and traits: what trains, what is calibrated on, what it leaves behind."""
+    after, phases = form, []
+    if QUANTIZED in stage.gives:
+        after = replace(after, linears=Format(*_guessed_grid(stage)))
+    if ADAPTER in stage.gives:
+        after = replace(after, rank=getattr(stage, "rank", 16))
+    if getattr(stage, "calibration_tokens", 0):
+        n = stage.calibration_tokens
+        terms = _walk(form) | {
+            "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
+            "one layer's inputs": 4 * n * form.widths.hidden,
+        }
+        phases.append(Phase("calibrating", terms, form.bytes, 2 * forward(form, n, WINDOW)))
+    tokens = 0
+    if hasattr(stage, "train"):
+        tokens = stage.train.tokens
+        if DENSE in stage.needs:
+            phases += _full(stage.train, form, world, form.count())
+        else:
+            batch = micro_batch(stage.train, world.bf16)
+            terms = training(form, batch, after.adapters, norms_train=False, master=0) | loaded(after)
+            phases.append(Phase("training", terms, world.original.bytes, *_train_work(stage.train, form, world, 2, 0)))
+    if after.linears != form.linears:
+        phases += _encoded(form, after).phases
+    return Effect(after, tuple(phases) or (_write(form),), tokens, by_general_rule=True)
+
+
+STAGES: dict[str, Rule] = {
+    "prune": prune,
+    "compensate": compensate,
+    "distill": distill,
+    "nf4": rounded,
+    "int8": rounded,
+    "qat_int8": qat_int8,
+    "qlora": qlora,
+}
+"""Kind of stage -> its rule."""
+
+
+def effect_of(stage: Any, form: Form, world: World) -> Effect:
+    """By the table, or by the general rule."""
+    return STAGES.get(stage.kind, general)(stage, form, world)
+
+
+def _walk(form: Form) -> dict[str, int]:
+    """One window through the model without gradients: a layer's results at a time."""
+    return {"activations": layer_activations(form, Batch(1, WINDOW, True), False)} | loaded(form)
+
+
+def _until_shard(size: int) -> int:
+    """What waits in memory: a shard is written out when it is full."""
+    return min(size, SHARD_BYTES)
+
+
+def _write(form: Form) -> Phase:
+    return Phase("writing", {"tensors to write": _until_shard(2 * form.count())}, form.bytes, moved=2.0 * form.bytes)
+
+
+def _encoded(before: Form, after: Form) -> Effect:
+    quantized = payload_bytes(after.stored) - payload_bytes(t for t in before.stored if t in set(after.stored))
+    terms = {"codes to write": _until_shard(quantized), "one weight": 16 * largest_linear(before)}
+    return Effect(after, (Phase("encoding", terms, before.bytes, moved=30.0 * before.count("linear")),))
+
+
+def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase, ...]:
+    """Training of all or most weights from fp32 masters, then writing what came out."""
+    batch = micro_batch(settings, world.bf16)
+    master = MASTER * form.count()
+    terms = training(form, batch, trained, norms_train=True, master=master)
+    products = 2 if trained == form.count() else 1
+    work = Phase("training", terms, world.original.bytes, *_train_work(settings, form, world, 3, trained, products))
+    held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": MOMENTS * trained}
+    waiting = held | {"tensors to write": _until_shard(2 * form.count())}
+    return work, Phase("writing", waiting, form.bytes, moved=4.0 * form.bytes)
+
+
+def _train_work(
+    settings: Any, form: Form, world: World, passes: int, trained: int, head_gradients: int = 1
+) -> tuple[float, float, float]:
+    """(operations, exact operations, bytes moved) of a training run: `passes` forward-sized ones of the student."""
+    tokens, length = settings.tokens, settings.length
+    operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
+    operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
+    steps = tokens / max(1, settings.batch * settings.length)
+    return operations, 0.0, steps * 28.0 * trained
+
+
+def _four_bit(stage: Any) -> tuple[str, int, bool]:
+    return getattr(stage.code, "value", stage.code), stage.block, stage.double_quant
+
+
+def _guessed_grid(stage: Any) -> tuple[str, int, bool]:
+    """From the usual names of fields; 4 bits in blocks of 64 where nothing is said."""
+    named = stage.kind.lower()
+    if "8" in named or getattr(stage, "bits", 4) == 8:
+        return "int8", 64, False
+    block = next((getattr(stage, name) for name in ("block", "group", "group_size") if hasattr(stage, name)), 64)
+    return ("nf4" if "nf4" in named else "int4"), int(block), bool(getattr(stage, "double_quant", False))

@@ -1,0 +1,85 @@
+"""Floating-point operations and bytes moved, and what is left of a stage's memory: the small formulas under `stages`.
+
+forward     2 x weights + 4 x length x q / 2 (causal attention) per token and layer      Kaplan et al., arXiv
+backward    twice the forward where weights train, once where only inputs' gradients go     2001.08361, sec. 2.1
+head        2 x vocabulary x width per token and product
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from compress.estimate.form import Form
+from compress.estimate.memory import Batch
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One part of a stage, with its own peak and its own work."""
+
+    name: str
+    terms: dict[str, int] = field(default_factory=dict)
+    """Anonymous bytes beyond what is resident, by what they are for."""
+    mapped: int = 0
+    """Bytes of weight files read through the page cache."""
+    operations: float = 0.0
+    """In the compute type."""
+    exact_operations: float = 0.0
+    """In fp32 or fp64, counted as fp32."""
+    moved: float = 0.0
+    """Bytes that go through memory without a product that hides them."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What of a run every stage's estimate may ask."""
+
+    original: Form
+    dense: Form
+    """The last form before quantization."""
+    bf16: bool
+    """Whether training computes in bf16."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a stage does to the model, and what it takes."""
+
+    form: Form
+    phases: tuple[Phase, ...]
+    train_tokens: int = 0
+    by_general_rule: bool = False
+    """Nothing is known of this kind of stage but its settings and traits."""
+
+
+def forward(form: Form, tokens: float, length: int) -> float:
+    """Operations of one pass through the layers; the head is counted apart."""
+    q = form.queries
+    attention = 4 * q * length / 2 * form.widths.layers
+    return tokens * (2 * form.count("linear") + attention)
+
+
+def head(form: Form, tokens: float) -> float:
+    """Operations of one product with the head."""
+    return 2.0 * tokens * form.shape.vocab * form.widths.hidden
+
+
+def largest_linear(form: Form) -> int:
+    """Entries."""
+    return max((out * width for out, width in form.linears_of_a_layer()), default=0)
+
+
+def gram_bytes(form: Form, limit: int) -> int:
+    """fp32 Gram matrices of all linears' inputs, as many at a time as `limit` allows (`compress.calibrate`)."""
+    one = sum(4 * width * width for _, width in form.linears_of_a_layer())
+    biggest = max((4 * width * width for _, width in form.linears_of_a_layer()), default=0)
+    return max(biggest, min(one * form.widths.layers, limit))
+
+
+def micro_batch(settings: Any, bf16: bool) -> Batch:
+    """Of a `compress.train.settings.Training`."""
+    precision = getattr(settings.precision, "value", settings.precision)
+    return Batch(
+        settings.batch // settings.accumulate, settings.length, {"bf16": True, "fp32": False}.get(precision, bf16)
+    )

@@ -1,0 +1,162 @@
+"""The estimate of whole chains: what the pipeline then measures, and what `mode=estimate` promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import compress
+from compress.arch import adapter_for
+from compress.arch.plain import plain_config
+from compress.command import compose
+from compress.config import build, pipelines
+from compress.errors import UserError
+from compress.estimate.form import Form
+from compress.estimate.machine import Machine
+from compress.estimate.predict import Plan, predict
+from compress.estimate.stages import STAGES, effect_of
+from compress.estimate.subject import EMBEDDED, subject_in
+from compress.estimate.work import World
+from compress.source import EmbeddedModel
+from compress.stage import DENSE, QUANTIZED, TEXT
+from compress.train.settings import Training
+from tests.models import save
+from tests.pipelines.helpers import tiny_run
+
+MACHINE = Machine("test", 2, 24 << 30, 1 << 40, True, 1e11, 4e11, 2e10, "nobody")
+SEVENTY = {
+    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def embedded() -> Form:
+    config = plain_config(EMBEDDED)
+    return Form(config, adapter_for(config).shape(config).widths)
+
+
+def plan(*overrides: str, written: bool = False) -> Plan:
+    config = build(compose(list(overrides)))
+    own = config.own_text
+    return Plan(config.stages, embedded(), embedded(), config.evaluate.tokens, own.tokens, own.length, written)
+
+
+@pytest.mark.parametrize("name", pipelines())
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_bytes_are_those_the_run_writes(name: str, family: str, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    save(family, tmp_path / "model")
+    more = ["evaluate.prompts=[]", "evaluate.speed=false"]
+    report = compress.run(tiny_run(name, tmp_path / "model", text_file, tmp_path / "out", *more))
+    for stage in report["stages"]:
+        said = stage["predicted"]
+        assert said["bytes"] == pytest.approx(stage["bytes"], rel=0.01), stage["name"]
+        assert said["peak_rss_bytes"] > 0 and said["seconds"] > 0
+    assert "Predicted and measured" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_seventy_billion_in_three_seconds_of_the_processor(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SEVENTY))
+    code = (
+        "import json, sys, time\n"
+        "import compress\n"
+        f"overrides = ['+pipeline=prune_distill', 'mode=estimate', 'model=hf', 'model.path={tmp_path}']\n"
+        "report = compress.run(overrides)\n"
+        "print(json.dumps([report['model']['params'], time.process_time(), sorted({'torch'} & set(sys.modules))]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
+    params, seconds, heavy = json.loads(out.stdout)
+    assert params == 70_553_706_496 and heavy == [] and seconds < 3
+    assert [file.name for file in tmp_path.iterdir() if file != cache] == ["config.json"]
+
+
+def test_the_command_prints_tables_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    arguments = ["+pipeline=qlora", "mode=estimate"]
+    done = subprocess.run(
+        [sys.executable, "-m", "compress", *arguments], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    for said in ("134,515,008", "nf4, double quantization", "recover", "FSDP", "arXiv 1910.02054", "rule of thumb"):
+        assert said in done.stdout
+    assert [file for file in tmp_path.iterdir() if file != cache] == []
+
+
+def test_an_estimate_needs_no_pipeline_and_refuses_what_is_no_model(tmp_path: Path, cache: Path) -> None:
+    assert compress.run(["mode=estimate"])["stages"] == []
+    with pytest.raises(UserError):
+        compress.run(["mode=estimate", "model=hf", f"model.path={tmp_path}"])
+    (tmp_path / "config.json").write_text(json.dumps(SEVENTY | {"quantization_config": {"quant_method": "x"}}))
+    with pytest.raises(UserError, match="quantized"):
+        compress.run(["mode=estimate", "model=hf", f"model.path={tmp_path}"])
+
+
+def test_every_stage_is_estimated_and_its_terms_add_up() -> None:
+    for name in pipelines():
+        rows = predict(plan(f"+pipeline={name}"), MACHINE)
+        assert [row["name"] for row in rows] == list(build(compose([f"+pipeline={name}"])).stages)
+        for row in rows:
+            assert sum(row["terms"].values()) == row["peak_rss_bytes"] and row["seconds"] > 0
+            assert row["by_general_rule"] == (row["kind"] not in STAGES)
+
+
+def test_own_text_is_counted_once_and_not_at_all_when_it_is_there() -> None:
+    fresh, stored = (predict(plan("+pipeline=prune_distill", written=written), MACHINE) for written in (False, True))
+    assert "the original's own text" in fresh[0]["seconds_by_part"]
+    assert all("the original's own text" not in row["seconds_by_part"] for row in [*fresh[1:], *stored])
+    assert stored[0]["peak_rss_bytes"] < fresh[0]["peak_rss_bytes"]
+
+
+def test_settings_move_the_estimate_the_way_they_should() -> None:
+    def distill(*more: str) -> dict[str, Any]:
+        return predict(plan("+pipeline=prune_distill", *more), MACHINE)[2]
+
+    base = distill()
+    assert distill("train.accumulate=2")["peak_rss_bytes"] < base["peak_rss_bytes"]
+    assert distill("train.tokens=90000")["seconds"] == pytest.approx(2 * base["seconds"], rel=0.01)
+    assert distill("stages.distill.embeddings=true")["peak_rss_bytes"] > base["peak_rss_bytes"]
+    assert distill("stages.prune.keep=0.7")["bytes"] < base["bytes"]
+
+
+@dataclass
+class Unknown:
+    """A stage no table knows."""
+
+    block: int = 32
+    calibration_tokens: int = 4096
+    train: Training = field(default_factory=Training)
+    kind: ClassVar[str] = "int4_new"
+    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
+    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
+    takes: ClassVar[frozenset[str]] = frozenset({DENSE})
+    reads: ClassVar[frozenset[str]] = frozenset({TEXT})
+
+
+def test_an_unknown_stage_is_estimated_by_what_it_says_of_itself() -> None:
+    form = embedded()
+    effect = effect_of(Unknown(), form, World(form, form, True))
+    assert effect.by_general_rule and effect.form.linears.kind == "int4" and effect.form.linears.block == 32
+    assert {phase.name for phase in effect.phases} >= {"calibrating", "training", "encoding"}
+    rows = predict(replace(plan("+pipeline=nf4"), stages={"new": Unknown()}), MACHINE)
+    assert rows[0]["by_general_rule"] and rows[0]["bytes"] < form.bytes / 2
+
+
+def test_the_embedded_model_is_known_before_it_is_fetched() -> None:
+    folder = EmbeddedModel().cached()
+    if folder is None:
+        assert embedded().count() == 134_515_008
+    else:
+        assert subject_in(folder, "it").form.parameters == embedded().parameters
+
+
+def test_a_folder_says_its_type(tmp_path: Path) -> None:
+    config, _ = save("llama", tmp_path, tokenizer=False)
+    assert subject_in(tmp_path, "it").dtype == "float32"
+    values = json.loads((tmp_path / "config.json").read_text()) | {"dtype": "int3"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="int3"):
+        subject_in(tmp_path, config.model_type).dtype  # noqa: B018 - raises

@@ -1,0 +1,129 @@
+"""mode=preflight runs everything on a small twin, names the stage that fails, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import compress
+from compress.arch import Widths
+from compress.command import compose
+from compress.config import build, pipelines
+from compress.errors import UserError
+from compress.preflight import LAYERS, SMALL, make_twin, narrowed, shrunk
+from compress.source import HuggingFaceModel
+from tests.models import save
+from tests.pipelines.helpers import tiny_run
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders go: none of ours may be left (torch keeps one of its own)."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def big(folder: Path, **more: Any) -> Path:
+    """A folder with config and tokenizer and no weights."""
+    save("llama", folder, num_hidden_layers=6, **more)
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", pipelines())
+def test_every_pipeline_passes_and_leaves_nothing(
+    name: str, text_file: Path, tmp_path: Path, cache: Path, temporary: Path
+) -> None:
+    model = big(tmp_path / "model")
+    report = compress.run(
+        tiny_run(name, model, text_file, tmp_path / "out", "mode=preflight", "train.tokens=100000000")
+    )
+    assert report["status"] == 0 and "nothing was kept" in report["message"]
+    assert not (tmp_path / "out").exists() and not list(temporary.glob("compress*"))
+    assert not (cache / "store").exists()
+
+
+def test_what_fails_is_named(text_file: Path, tmp_path: Path, cache: Path, temporary: Path, monkeypatch: Any) -> None:
+    from compress.quant.stage import NF4
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(NF4, "run", broken)
+    model = big(tmp_path / "model")
+    with pytest.raises(UserError, match=r"stage 'quant' fails: RuntimeError: no such kernel"):
+        compress.run(tiny_run("prune_distill", model, text_file, tmp_path / "out", "mode=preflight"))
+    assert not list(temporary.glob("compress*"))
+
+
+def test_a_target_the_real_model_cannot_meet_is_refused(text_file: Path, tmp_path: Path, cache: Path) -> None:
+    model = big(tmp_path / "model")
+    more = ("mode=preflight", "stages.prune.keep=null", "stages.prune.heads=0.3")
+    with pytest.raises(UserError, match="heads"):
+        compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out", *more))
+
+
+def test_the_twin_has_the_layers_a_cut_needs(tmp_path: Path, cache: Path) -> None:
+    model = big(tmp_path / "model")
+    plain = build(compose(["+pipeline=nf4"]))
+    shallow = make_twin(plain, HuggingFaceModel(str(model)), tmp_path / "shallow")
+    assert json.loads((shallow / "config.json").read_text())["num_hidden_layers"] == LAYERS
+    # of two layers a sixth cannot go
+    cut = build(compose(["+pipeline=prune_only", "stages.prune.keep=null", "stages.prune.layers=0.83"]))
+    deep = make_twin(cut, HuggingFaceModel(str(model)), tmp_path / "deep")
+    assert json.loads((deep / "config.json").read_text())["num_hidden_layers"] > LAYERS
+    assert (deep / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("size", [576, 1536, 8192, 28672, 4864, 100, 151, 1000])
+@pytest.mark.parametrize("most", [64, 512, 1024])
+def test_a_narrow_twin_divides_as_the_model_does(size: int, most: int) -> None:
+    small = narrowed(size, most)
+    assert small <= size and (small <= most or size & -size > most or small == size)
+    for block in (2, 4, 8, 16, 32, 64, 128):
+        assert (small % block == 0) == (size % block == 0) or small == size
+
+
+def test_amounts_of_stages_that_do_not_exist_yet_become_small() -> None:
+    @dataclass
+    class Inner:
+        max_steps: int = 100_000
+        rate: float = 3e-4
+
+    @dataclass
+    class New:
+        calibration_tokens: int = 65536
+        window: int = 2048
+        block: int = 64
+        enabled: bool = True
+        inner: Inner = field(default_factory=Inner)
+
+    small = shrunk({"a": New()})["a"]
+    assert small.calibration_tokens == SMALL["calibration_tokens"] and small.window == SMALL["window"]
+    assert small.inner.max_steps == SMALL["steps"] and small.inner.rate == 3e-4
+    assert (
+        small.block == 64 and small.enabled is True and {f.name for f in fields(small)} == {f.name for f in fields(New)}
+    )
+
+
+def test_nothing_of_the_given_config_is_changed() -> None:
+    config = build(compose(["+pipeline=prune_distill"]))
+    shrunk(config)
+    assert config.train.tokens == 45_000 and config.stages["distill"].train.length == 256
+
+
+def test_sizes_are_tried_from_small_to_whole() -> None:
+    from compress.preflight import _sizes
+
+    full = Widths(layers=5, mlp=4096, heads=8, hidden=2048)
+    tried = list(_sizes(full))
+    assert [kept.widths.layers for kept in tried] == [2, 2, 4, 4, 5, 5]
+    assert tried[-1].widths == full and SimpleNamespace(**vars(tried[0])).widths.hidden <= 512

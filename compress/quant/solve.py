@@ -30,6 +30,8 @@ class Calibration:
     algorithm: Algorithm = Algorithm.gptq
     damping: float = 0.01
     absorb: float = 0.5
+    ridge: float = 0.1
+    """Pull of W' towards W, relative to the mean diagonal of H: what is fitted must not be the noise of the text."""
     rounds: int = 2
     """Turns of refitting scales and levels after the feedback."""
     first_token: float = 1.0
@@ -112,7 +114,7 @@ def target(
     shift = dense @ collected.lost + (dense - weight) @ collected.h
     if missing is not None:
         shift = shift + missing
-    factor, failed = torch.linalg.cholesky_ex(damped(collected.h, max(settings.damping, 0.01)).double())
+    factor, failed = torch.linalg.cholesky_ex(damped(collected.h, settings.ridge).double())
     if bool(failed):
         return weight
     moved = weight + settings.absorb * torch.cholesky_solve(shift.double().t(), factor).t().float()

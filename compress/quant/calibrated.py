@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.arch import adapter_for
+from compress.errors import UserError
 from compress.grids import Grid, Scales, level_of, value_of
 from compress.grids.int8 import fake_quantize
 from compress.layerwise import EnoughSeen, Layers, batches, inputs_of
@@ -224,6 +225,11 @@ def _collect(
         if settings.absorb:
             c.addmm_(x.float().flatten(0, 1).t(), rows.flatten(0, 1))
     count = hidden.shape[0] * float(weights.sum())
+    if not bool(h.diagonal().isfinite().all()):
+        raise UserError(
+            f"the inputs of {group[0]} are not finite on the calibration text: the model overflows in {hidden.dtype}.",
+            "Store its weights in bfloat16 or float32, or round to nearest (stages.quant.algorithm=rtn).",
+        )
     return Collected(h / count, c / count if settings.absorb else h / count, seen, weights)
 
 

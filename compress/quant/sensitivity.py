@@ -4,8 +4,8 @@ To second order a change E of a linear layer's weight costs
 
     KL = 1/2 E_x,g [ (g^T E x)^2 ]  ~  1/2 sum_o c_o (E H E^T)_oo        H = E[x x^T]    c = E[g^2]
 
-x are the layer's inputs and g the gradient of log p(label) at its outputs, with labels drawn from the model itself: c is
-the diagonal of the Fisher matrix of the outputs (K-FAC, arXiv 1503.05671, with rows of E that know nothing of each
+x are the layer's inputs and g the gradient of log p(label) at its outputs, with labels drawn from the model itself: c
+is the diagonal of the Fisher matrix of the outputs (K-FAC, arXiv 1503.05671, with rows of E that know nothing of each
 other). One walk for H, one with gradients for c; after that a grid costs one product per tensor, and layers of every
 depth and kind are in the same unit. An embedding is a linear layer of one-hot inputs; a head's KL is computed as it is.
 """

@@ -1,4 +1,4 @@
-"""The Triton backend: launches of the kernels in triton_blockwise.py, triton_rows.py and triton_sweep.py on CUDA tensors.
+"""The Triton backend: launches of the kernels in triton_{blockwise,rows,sweep}.py on CUDA tensors.
 
 With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to check their numbers.
 """

@@ -16,6 +16,7 @@ from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
 from compress.export.settings import HFExport
 from compress.prune.stage import Compensate, Prune
+from compress.quant.mixed import Mixed
 from compress.quant.qat import QAT
 from compress.quant.stage import INT8, NF4, OnGrid
 from compress.recover.stage import QLoRA
@@ -34,6 +35,7 @@ STAGES: dict[str, type[Any]] = {
     "quant/nf4": NF4,
     "quant/int8": INT8,
     "quant/grid": OnGrid,
+    "quant/mixed": Mixed,
     "quant/qat": QAT,
     "recover/qlora": QLoRA,
 }

@@ -81,7 +81,9 @@ class FourBit:
     def pack(self, levels: Tensor, scales: Scales, dtype: torch.dtype) -> Encoded:
         """The same parts for levels and scales of one's own; the first weight of a pair is in the high nibble."""
         order = torch.argsort(self.table, stable=True).to(levels.device)
-        position = torch.bucketize(levels.contiguous(), self.levels.to(levels.device))
+        # the nearest: levels may have been kept in fp16 meanwhile, where they are not the table's values to the bit
+        bounds = ((self.levels[1:] + self.levels[:-1]) / 2).to(levels.device)
+        position = torch.bucketize(levels.float().contiguous(), bounds)
         codes = order[position].to(torch.uint8).view(-1, 2)
         return Encoded({"codes": codes[:, 0] << 4 | codes[:, 1], **scales.stored}, levels.shape, dtype)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.arch import adapter_for
+from compress.errors import UserError
 from compress.grids import Grid, value_of
 from compress.grids.int8 import fake_quantize
 from compress.layerwise import EnoughSeen, Layers, batches, inputs_of
@@ -174,6 +175,11 @@ def _collect(
             with suppress(EnoughSeen):
                 layers.run(index, x)
     h = sum_of_products(seen, seen, settings.first_token)
+    if not bool(h.diagonal().isfinite().all()):
+        raise UserError(
+            f"the inputs of {group[0]} are not finite on the calibration text: the model overflows in {hidden.dtype}.",
+            "Store its weights in bfloat16 or float32, or round to nearest (stages.quant.algorithm=rtn).",
+        )
     if not settings.absorb:
         return Collected(h, torch.zeros_like(h), seen)
     # C - H as one sum: the difference keeps its digits in half precision, two large sums would not

@@ -1,9 +1,9 @@
 """Linear layers that compute as their quantized form will, and train through it.
 
-A weight on a grid is  w = s * q(u) + offset,  with u its latent in units of the block's scale and q the nearest level.
-Trained are u, straight through the rounding (arXiv 1308.3432), the scale as s = s_0 (1 + d), and biases:
+A weight on a grid is  w = s (q(u) - z) + offset,  with u its latent in units of the block's scale, q the nearest level
+and z a zero point. Trained are u, straight through the rounding (arXiv 1308.3432), the scale as s = s_0 (1 + d), and biases:
 
-    dL/du = s dL/dw  where u is in the table's range, else 0       dL/dd = s_0 * sum over the block of q(u) dL/dw
+    dL/du = s dL/dw  where u is in the table's range, else 0     dL/dd = s_0 * sum over the block of (q(u) - z) dL/dw
 
 In these units a step of u is a fraction of the distance between levels, the same for every block, and d moves a whole
 block at once without any rounding: the fast part of the gain (EfficientQAT, arXiv 2407.11062, sec. 3.3). A low-rank
@@ -14,6 +14,7 @@ sum was rounded all along.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,20 +27,30 @@ MARGIN = 0.02
 """How far inside its cell a latent starts, as a fraction of the cell."""
 
 
+@dataclass(frozen=True)
+class Shift:
+    """What is added to a block, [rows, blocks] each: an offset of its own, or a zero point that goes with the scale."""
+
+    offset: Tensor | None
+    zero: Tensor | None
+
+
 class OnLevels(torch.autograd.Function):
     """(latent u [rows, columns], factor d [rows, blocks]) -> weight in `dtype`, rounded; see the module."""
 
     @staticmethod
     def forward(
-        ctx: Any, u: Tensor, d: Tensor, start: Tensor, offset: Tensor | None, table: Tensor, dtype: torch.dtype
+        ctx: Any, u: Tensor, d: Tensor, start: Tensor, shift: Shift, table: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Round and scale."""
         rows, columns = u.shape
-        levels = nearest_level(u, table)
         scale = start * (1 + d)
-        weight = levels.view(rows, scale.shape[1], -1) * scale[..., None]
-        if offset is not None:
-            weight = weight + offset[..., None]
+        levels = nearest_level(u, table).view(rows, scale.shape[1], -1)
+        if shift.zero is not None:
+            levels = levels - shift.zero[..., None]
+        weight = levels * scale[..., None]
+        if shift.offset is not None:
+            weight = weight + shift.offset[..., None]
         whole = float(table[-1] - table[0]) == len(table) - 1 and len(table) <= 256 and float(table[0]) >= -128
         reach = (float(table[0] + table[0] - table[1]), float(table[-1] + table[-1] - table[-2]))
         inside = (u >= reach[0]) & (u <= reach[1]) if ctx.needs_input_grad[0] else None
@@ -53,15 +64,15 @@ class OnLevels(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Straight through to the latent, exact to the factor."""
         levels, scale, start = ctx.saved_tensors
-        rows, columns = levels.shape
-        g = gradients[0].float().view(rows, scale.shape[1], -1)
+        rows, columns = gradients[0].shape
+        g = gradients[0].float().view_as(levels)
         of_latent = of_factor = None
         if ctx.needs_input_grad[0]:
             of_latent = (g * scale[..., None]).view(rows, columns)
             if ctx.inside is not None:
                 of_latent = of_latent * ctx.inside
         if ctx.needs_input_grad[1]:
-            of_factor = (g * levels.view_as(g)).sum(-1) * start
+            of_factor = (g * levels).sum(-1) * start
         return of_latent, of_factor, None, None, None, None
 
 
@@ -70,6 +81,7 @@ class GridWeight(nn.Module):
 
     start: Tensor
     offset: Tensor | None
+    zero: Tensor | None
     table: Tensor
 
     def __init__(self, levels: Tensor, scales: Scales, goal: Tensor, grid: Grid) -> None:
@@ -77,7 +89,9 @@ class GridWeight(nn.Module):
         super().__init__()
         self.grid = grid
         self.register_buffer("start", scales.scale.clone(), persistent=False)
-        self.register_buffer("offset", scales.offset, persistent=False)
+        zero = scales.stored.get("zero")
+        self.register_buffer("offset", scales.offset if zero is None else None, persistent=False)
+        self.register_buffer("zero", None if zero is None else zero.float(), persistent=False)
         self.register_buffer("table", torch.unique(grid.levels).to(levels.device), persistent=False)
         self.latent = nn.Parameter(latent_of(levels.float(), goal.float(), scales, self.table))
         self.factor = nn.Parameter(torch.zeros_like(self.start))
@@ -101,7 +115,7 @@ class GridWeight(nn.Module):
     def forward(self, dtype: torch.dtype) -> Tensor:
         """The weight as it will be, [rows, columns]."""
         weight: Tensor = OnLevels.apply(  # type: ignore[no-untyped-call]
-            self.whole_latent(), self.factor, self.start, self.offset, self.table, dtype
+            self.whole_latent(), self.factor, self.start, Shift(self.offset, self.zero), self.table, dtype
         )
         return weight
 
@@ -109,7 +123,8 @@ class GridWeight(nn.Module):
     def final(self) -> tuple[Tensor, Scales]:
         """Levels and scales to store. Scales that the format rounds are rounded now, with the levels as they are."""
         levels = nearest_level(self.whole_latent().float(), self.table)
-        return levels, self.grid.settle(self.start * (1 + self.factor), self.offset)
+        scale = self.start * (1 + self.factor)
+        return levels, self.grid.settle(scale, self.offset if self.zero is None else -scale * self.zero)
 
 
 def latent_of(levels: Tensor, goal: Tensor, scales: Scales, table: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Rounded:
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the inverse of the damped `gram` [n, n], in fp32.
 
-    A column that inputs never reach gets a one on the diagonal; damping grows until the matrix can be factored.
+    A column that inputs never reach gets the mean on the diagonal; damping grows until the matrix can be factored.
     """
     h = gram.double().clone()
     diagonal = h.diagonal()
@@ -50,7 +50,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not bool(failed) and bool(upper.isfinite().all()):
                 return upper.float()
-        damping *= 10
+        damping = max(10 * damping, 1e-6)
 
 
 def feedback(weight: Tensor, gram: Tensor, grid: Grid, scales: Scales, damping: float = 0.01) -> Rounded:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.grids import Grid, Scales, level_of, value_of
+from compress.grids import Grid, Scales, level_of, per_column, value_of
 from compress.grids.blocks import blocks_of
 
 FACTORS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 1.04, 1.08)
 """Tried on the plain scale; below 1 the extreme weights are clipped."""
 CHUNK_BYTES = 1 << 27
+PULL = 1e-4
+"""Of refitted scales towards what they were, relative to each block's own weight in the error."""
 
 
 def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Scales:
@@ -43,7 +45,13 @@ def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Scal
             better = total < best_error
             best = torch.where(better, plain.scale * (factor * sign), best)
             best_error = torch.where(better, total, best_error)
-    return grid.settle(best, plain.offset)
+    found = grid.settle(best, plain.offset)
+    # double quantization settles all blocks together: what each block liked best alone can be worse for the whole
+    errors = [
+        float((value_of(level_of(weight, scales, grid), scales) - weight).square_().mul_(h).sum())
+        for scales in (found, plain)
+    ]
+    return found if errors[0] <= errors[1] else plain
 
 
 def _asymmetric_table(grid: Grid) -> bool:
@@ -54,17 +62,25 @@ def _asymmetric_table(grid: Grid) -> bool:
 def refit(weight: Tensor, levels: Tensor, scales: Scales, gram: Tensor, grid: Grid) -> Scales:
     """Least-squares scales for fixed levels.
 
+    Up to a small pull towards the scales as they are (`PULL`), so that the error never rises but by the rounding of the
+    scales themselves. An integer zero point (w = s (q - z)) stays, and its offset goes with the scale.
+
     Args:
         weight: [rows, columns], what is to be met.
         levels: [rows, columns].
-        scales: as they are; their offset stays.
+        scales: as they are; an offset of its own stays.
         gram: damped second moment of the inputs [columns, columns].
         grid: settles the result.
     """
     rows, columns = weight.shape
     count = scales.scale.shape[1]
     width = columns // count
-    target = weight if scales.offset is None else weight - value_of(torch.zeros_like(levels), scales)
+    zero = scales.stored.get("zero")
+    target = weight
+    if zero is not None:
+        levels = levels - per_column(zero.float(), columns)
+    elif scales.offset is not None:
+        target = weight - per_column(scales.offset, columns)
     found = scales.scale.clone()
     step = max(1, CHUNK_BYTES // (4 * columns * count))
     for first in range(0, rows, step):
@@ -74,13 +90,17 @@ def refit(weight: Tensor, levels: Tensor, scales: Scales, gram: Tensor, grid: Gr
         seen = torch.stack([by_block[:, b] @ gram[b * width : (b + 1) * width] for b in range(count)], 1)
         a = torch.einsum("nbcw,ncw->nbc", seen.view(n, count, count, width), by_block)
         y = torch.einsum("nbj,nj->nb", seen, target[first : first + step])
-        ridge = 1e-3 * a.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-20)
-        a.diagonal(dim1=1, dim2=2).add_(ridge[:, None])
-        # the ridge pulls towards the scales as they are
-        y = y + ridge[:, None] * found[first : first + n]
-        solved, failed = torch.linalg.solve_ex(a, y)
+        old = found[first : first + n]
+        diagonal = a.diagonal(dim1=1, dim2=2)
+        # each block by its own size: loud inputs of one block must not hold the others still
+        ridge = PULL * diagonal + 1e-7 * diagonal.mean(1, keepdim=True) + 1e-20
+        solved, failed = torch.linalg.solve_ex(a + ridge.diag_embed(), y + ridge * old)
         # a block that changes its sign or size altogether is an artefact of a singular system
-        ratio = solved / found[first : first + n]
+        ratio = solved / old
         sound = (failed == 0)[:, None] & solved.isfinite() & (ratio > 0.5) & (ratio < 1.5)
-        found[first : first + n] = torch.where(sound, solved, found[first : first + n])
-    return grid.settle(found, scales.offset)
+        new = torch.where(sound, solved, old)
+        # where some blocks had to stay, the others' scales are not the best for them
+        change = new - old
+        gained = (change * (2 * y - (a @ (new + old)[..., None]).squeeze(-1))).sum(1) > 0
+        found[first : first + n] = torch.where(gained[:, None], new, old)
+    return grid.settle(found, scales.offset if zero is None else -found * zero)

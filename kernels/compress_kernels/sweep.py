@@ -66,9 +66,11 @@ def sweep_columns(request: Sweep) -> Swept:
     Raises ValueError if a shape does not fit or a tensor is not fp32.
     """
     rows, columns = request.work.shape
-    expected = {"coupling": (columns, columns), "pivot": (columns,), "gain": (columns,), "scale": (rows, columns)}
+    full, row = (rows, columns), (columns,)
+    expected = {"work": full, "anchor": full, "coupling": (columns, columns), "pivot": row, "gain": row}
+    expected |= {"scale": full, "offset": full, "table": tuple(request.table.shape[:1])}
     for name, shape in expected.items():
-        tensor: Tensor = getattr(request, name)
-        if tensor.shape != shape or tensor.dtype != torch.float32:
+        tensor: Tensor | None = getattr(request, name)
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != torch.float32):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}: expected torch.float32 {shape}")
     return backend(request.work.device).sweep_columns(request)

@@ -1,4 +1,4 @@
-"""The Triton backend: launches of the kernels in triton_blockwise.py and triton_rows.py on CUDA tensors.
+"""The Triton backend: launches of the kernels in triton_{blockwise,rows,sweep}.py on CUDA tensors.
 
 With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to check their numbers.
 """
@@ -9,12 +9,14 @@ import torch
 import triton
 from torch import Tensor
 
-from compress_kernels import triton_blockwise, triton_rows
+from compress_kernels import triton_blockwise, triton_rows, triton_sweep
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.rows import RowRequest, RowResult
+from compress_kernels.sweep import Sweep, Swept
 
 TILE = 1024
 WEIGHTS_PER_PROGRAM = 2048
+SWEPT_ROWS = 16
 
 
 def _quantize(weights: Tensor, given: Tensor | None, absmax: Tensor, block: int, kind: str) -> Tensor:
@@ -109,3 +111,42 @@ def divergence_rows(request: RowRequest) -> RowResult:
         enable_fp_fusion=True,
     )
     return RowResult(kl, nll_student, nll_teacher, top1.bool())
+
+
+def sweep_columns(request: Sweep) -> Swept:
+    """See reference.sweep_columns."""
+    work = request.work.contiguous()
+    rows, columns = work.shape
+    parts = [request.coupling, request.pivot, request.gain, request.scale, request.table]
+    coupling, pivot, gain, scale, table = (part.contiguous() for part in parts)
+    anchor = work if request.anchor is None else request.anchor.contiguous()
+    offset = work if request.offset is None else request.offset.contiguous()
+    bounds = (table[1:] + table[:-1]) / 2
+    levels, aimed, moved = (torch.empty_like(work) for _ in range(3))
+    triton_sweep.sweep_kernel[(triton.cdiv(rows, SWEPT_ROWS),)](
+        work,
+        anchor,
+        coupling,
+        pivot,
+        gain,
+        scale,
+        offset,
+        table,
+        bounds,
+        levels,
+        aimed,
+        moved,
+        rows,
+        columns,
+        float(table[0]),
+        float(table[-1]),
+        ANCHORED=request.anchor is not None,
+        SHIFTED=request.offset is not None,
+        UNIFORM=request.uniform,
+        BOUNDS=0 if request.uniform else len(bounds),
+        ROWS=SWEPT_ROWS,
+        COLUMNS=triton.next_power_of_2(columns),
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
+    return Swept(levels, aimed, moved)

@@ -7,6 +7,7 @@ import torch
 from compress_kernels import reference, triton_backend
 from compress_kernels.codes import code_table
 from compress_kernels.rows import RowRequest
+from sweeps import TABLES, request
 from torch import Tensor
 
 
@@ -83,6 +84,16 @@ def check_rows() -> None:
                     torch.testing.assert_close(requests[0].student, requests[1].student, rtol=tolerance, atol=1e-6)
 
 
+def check_sweep() -> None:
+    for shape in ((1, 1), (3, 17), (33, 40)):
+        for table in TABLES:
+            for anchored, shifted in ((False, False), (True, False), (True, True)):
+                asked = request(*shape, table, anchored, shifted)
+                got, wanted = triton_backend.sweep_columns(asked), reference.sweep_columns(asked)
+                for name in ("levels", "aimed", "moved"):
+                    same(getattr(got, name), getattr(wanted, name))
+
+
 def check_public_functions() -> None:
     assert ck.backend_name("cpu") == "triton"
     w = torch.randn(333, generator=torch.Generator().manual_seed(1))
@@ -105,5 +116,6 @@ if __name__ == "__main__":
     check_blockwise()
     check_bounds()
     check_rows()
+    check_sweep()
     check_public_functions()
     print("equal")

@@ -57,7 +57,7 @@ def resources(compiled, folder: Path) -> dict[str, int]:
 
 
 def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict[str, object]]]:
-    from compress_kernels import triton_blockwise, triton_rows
+    from compress_kernels import triton_blockwise, triton_rows, triton_sweep
 
     exact = {"enable_fp_fusion": False}
     quantize = {
@@ -79,6 +79,12 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
         "absmax_ptr": FLOAT,
         "count": "i32",
     }
+    tensors = ("work", "anchor", "coupling", "pivot", "gain", "scale", "offset", "table", "bounds")
+    sweep = {f"{name}_ptr": FLOAT for name in (*tensors, "levels", "aimed", "moved")}
+    sweep |= {"rows": "i32", "columns": "i32", "low": "fp32", "high": "fp32"}
+    sizes = {"ROWS": 16, "COLUMNS": 128}
+    feedback = {"ANCHORED": False, "SHIFTED": False, "UNIFORM": False, "BOUNDS": 15} | sizes
+    descent = {"ANCHORED": True, "SHIFTED": True, "UNIFORM": True, "BOUNDS": 0} | sizes
     logits = {"student_ptr": "*bf16", "teacher_ptr": "*bf16", "labels_ptr": "*i64"} | LOGITS
     flags = {"LABELS": True, "PLAIN": True, "GRADIENT": True, "TOP1": False, "TILE": 2048}
     fused = {"num_warps": 8, "enable_fp_fusion": True}
@@ -89,6 +95,8 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
         "dequantize": (blockwise.dequantize_kernel, dequantize, {"BLOCK": 64, "TILE": 1024}, exact),
         "quantize_absmax": (blockwise.quantize_absmax_kernel, nest, {"BLOCK": 256}, exact),
         "dequantize_absmax": (blockwise.dequantize_absmax_kernel, restore, {"BLOCK": 256, "TILE": 1024}, exact),
+        "sweep_feedback": (triton_sweep.sweep_kernel, sweep, feedback, exact),
+        "sweep_descent": (triton_sweep.sweep_kernel, sweep, descent, exact),
         "divergence": (triton_rows.divergence_kernel, logits, flags, fused),
         "divergence_tempered": (triton_rows.divergence_kernel, logits, flags | {"PLAIN": False}, fused),
         "divergence_fp32": (
@@ -115,7 +123,7 @@ def test_compiles_to_a_cubin_without_spills(name: str, capability: int, tmp_path
 def test_compiled_arithmetic_keeps_the_bits(tmp_path: Path) -> None:
     """Every division is IEEE-rounded, nothing is fused, and bf16 is rounded to nearest."""
     table = kernels()
-    for name in ("quantize", "encode", "quantize_absmax", "dequantize_absmax", "dequantize"):
+    for name in [name for name in table if not name.startswith("divergence")]:
         kernel, pointers, constants, options = table[name]
         ptx = compile_kernel(kernel, pointers, constants, 90, **options).asm["ptx"]
         assert "fma.rn.f32" not in ptx, name

@@ -1,0 +1,132 @@
+"""What the model loses when one tensor goes on a grid, in nats of KL per token, for any number of grids at once.
+
+To second order a change E of a linear layer's weight costs
+
+    KL = 1/2 E_x,g [ (g^T E x)^2 ]  ~  1/2 sum_o c_o (E H E^T)_oo        H = E[x x^T]    c = E[g^2]
+
+x are the layer's inputs and g the gradient of log p(label) at its outputs, with labels drawn from the model itself: c
+is the diagonal of the Fisher matrix of the outputs (K-FAC, arXiv 1503.05671, with rows of E that know nothing of each
+other). One walk for H, one with gradients for c; after that a grid costs one product per tensor, and layers of every
+depth and kind are in the same unit. An embedding is a linear layer of one-hot inputs; a head's KL is computed as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.arch import adapter_for
+from compress.calibrate import SINK_TOKENS
+from compress.grids import Grid, level_of, value_of
+from compress.quant.gptq import feedback
+
+if TYPE_CHECKING:
+    from compress.stage import Advance
+
+HEAD_TOKENS = 256
+"""Tokens that the change of the head's logits is measured on."""
+
+
+def loss_of(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
+    """1/2 sum_o c_o (E H E^T)_oo. error: [out, in], gram: [in, in], curvature: [out]."""
+    return float((((error @ gram) * error).sum(1) * curvature).sum()) / 2
+
+
+def loss_of_embedding(error: Tensor, frequency: Tensor, curvature: Tensor) -> float:
+    """The same for one-hot inputs. error: [vocab, width], frequency: [vocab], curvature: [width]."""
+    return float(((error.square() @ curvature) * frequency).sum()) / 2
+
+
+def loss_of_head(weight: Tensor, error: Tensor, hidden: Tensor) -> float:
+    """Mean KL(p || q) of the next-token distributions before and after. hidden: [tokens, width]."""
+    before, after = (F.log_softmax(hidden @ w.t(), -1) for w in (weight, weight + error))
+    return float(F.kl_div(after, before, log_target=True, reduction="batchmean"))
+
+
+def error_of(weight: Tensor, grid: Grid, gram: Tensor | None) -> Tensor:
+    """Q(W) - W in fp32: with error feedback where the inputs are known, on the grid's plain scales."""
+    w = weight.float()
+    scales = grid.start(w)
+    levels = level_of(w, scales, grid) if gram is None else feedback(w, gram, grid, scales).levels
+    return value_of(levels, scales) - w
+
+
+@dataclass
+class Slopes:
+    """What gradients say of a model."""
+
+    curvature: dict[str, Tensor]
+    """Module path -> c [outputs]; the embedding's too."""
+    frequency: Tensor
+    """[vocab], share of every token in the text."""
+    hidden: Tensor
+    """[tokens, width], some of the head's inputs."""
+
+
+@torch.enable_grad()
+def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Advance) -> Slopes:
+    """One walk with gradients over `windows` [n, length]; the first tokens of each count for nothing.
+
+    Args:
+        model: as it is before quantization; its parameters need no gradient.
+        windows: tokens.
+        paths: linear layers.
+        seed: of the drawn labels.
+        advance: called with 1 after each window.
+    """
+    embedding = adapter_for(model.config).modules.embedding
+    sums: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    handles = [model.get_submodule(path).register_forward_hook(_squares(path, sums)) for path in paths]
+    hidden: list[Tensor] = []
+    each = -(-HEAD_TOKENS // len(windows))
+    for window in windows:
+        embedded = model.get_input_embeddings()(window[None].to(model.device)).detach().requires_grad_(True)
+        last = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(last[0]).float()
+        labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
+        F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
+        assert embedded.grad is not None
+        _add(sums, embedding, embedded.grad)
+        kept = last[0, SINK_TOKENS:].detach().float()
+        hidden.append(kept[torch.linspace(0, len(kept) - 1, min(each, len(kept))).long()])
+        advance(1)
+    for handle in handles:
+        handle.remove()
+    count = len(windows) * (windows.shape[1] - SINK_TOKENS)
+    frequency = torch.bincount(windows.flatten(), minlength=model.get_input_embeddings().weight.shape[0]).float()
+    return Slopes({path: total / count for path, total in sums.items()}, frequency / frequency.sum(), torch.cat(hidden))
+
+
+def _add(sums: dict[str, Tensor], path: str, gradient: Tensor) -> None:
+    squares = gradient[:, SINK_TOKENS:].detach().float().square().sum((0, 1))
+    sums[path] = sums[path] + squares if path in sums else squares
+
+
+def _squares(path: str, sums: dict[str, Tensor]) -> Any:
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        output.register_hook(lambda gradient: _add(sums, path, gradient))
+
+    return hook
+
+
+def losses_of_outer(model: Any, path: str, found: Slopes, candidates: Mapping[str, Grid]) -> dict[str, float]:
+    """What embedding or head lose on each grid; one tensor that is both loses both."""
+    modules = adapter_for(model.config).modules
+    tied = bool(model.config.tie_word_embeddings)
+    weight = model.get_submodule(path).weight.detach().float()
+    losses = {}
+    for name, grid in candidates.items():
+        error = error_of(weight, grid, None)
+        total = 0.0
+        if path == modules.embedding:
+            total += loss_of_embedding(error, found.frequency.to(error.device), found.curvature[path])
+        if path == modules.head or tied:
+            total += loss_of_head(weight, error, found.hidden)
+        losses[name] = total
+    return losses

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from compress.grids import GRIDS, Grid, Scales, grid_named, level_of, per_column, value_of
-from compress.quant.solve import damped
 from compress.quant.gptq import descend, feedback, inverse_factor
+from compress.quant.solve import damped
 from tests.quant.problems import energy, gram_of, layer
 
 SOME = ["int8", "int4_g32", "int4_g32_asym", "int3_g64", "nf4", "fp4_b32_single", "q4_0", "q5_1", "q8_0"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from compress.grids import GRIDS, grid_named, level_of, per_column, value_of
-from compress.quant.solve import damped
 from compress.quant.scales import refit, search
+from compress.quant.solve import damped
 from tests.quant.problems import energy, gram_of, layer
 
 

@@ -10,6 +10,7 @@ from compress_kernels.blockwise4bit import (
 )
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 
 __all__ = [
     "DYNAMIC_CODE",
@@ -24,5 +25,7 @@ __all__ = [
     "effective_absmax",
     "encode_4bit",
     "fused_kl",
+    "linear_int8",
     "quantize_4bit",
+    "quantize_rows_int8",
 ]

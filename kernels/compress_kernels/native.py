@@ -31,6 +31,7 @@ COMMON_FLAGS = (
 UNITS: dict[str, tuple[str, ...]] = {
     "parallel.c": (),
     "blockwise4bit.c": ("-ffp-contract=off",),  # its bits must match bitsandbytes': every product is rounded
+    "int8.c": ("-ffp-contract=off",),  # as above
     "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # -O2: its vectors are explicit
 }
 COMPILERS = ("cc", "gcc", "clang")

@@ -10,7 +10,7 @@ TARGET static void NAME(quantize_one)(const quantize_job *job, int64_t index, fl
         const uint16_t *source = (const uint16_t *)job->weights + begin;
         for (int64_t i = 0; i < length; i++) weights[i] = float_of((uint32_t)source[i] << 16);
     } else {
-        for (int64_t i = 0; i < length; i++) weights[i] = load_weight(job->weights, F16, begin + i);
+        for (int64_t i = 0; i < length; i++) weights[i] = load_number(job->weights, F16, begin + i);
     }
     float absmax;
     if (job->given) {

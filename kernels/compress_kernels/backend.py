@@ -59,6 +59,32 @@ class Backend(Protocol):
         """The INT8 layer."""
         ...
 
+    def decode_rows_4bit(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        table: Tensor,
+        block: int,
+        offsets: Tensor | None,
+        ids: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Rows of a 4-bit matrix."""
+        ...
+
+    def linear_4bit(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        table: Tensor,
+        block: int,
+        offsets: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """The 4-bit layer."""
+        ...
+
     def divergence_rows(self, request: RowRequest) -> RowResult:
         """Divergence, likelihoods and gradient of one chunk."""
         ...

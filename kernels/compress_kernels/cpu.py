@@ -8,21 +8,31 @@ import torch
 from torch import Tensor
 
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
-from compress_kernels.cpu_linear import DTYPES, linear_int8, quantize_rows_int8
+from compress_kernels.cpu_linear import (
+    DTYPES,
+    decode_rows_4bit,
+    dequantize_table,
+    linear_4bit,
+    linear_int8,
+    quantize_rows_int8,
+)
 from compress_kernels.levels import level
 from compress_kernels.native import load_library
 from compress_kernels.rows import RowRequest, RowResult
 
 __all__ = [
+    "decode_rows_4bit",
     "dequantize_4bit",
     "dequantize_absmax",
     "divergence_rows",
     "encode_4bit",
+    "linear_4bit",
     "linear_int8",
     "quantize_4bit",
     "quantize_absmax",
     "quantize_rows_int8",
 ]
+
 
 def _threads() -> ctypes.c_int:
     return ctypes.c_int(torch.get_num_threads())
@@ -64,19 +74,7 @@ def encode_4bit(weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tenso
 
 def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype) -> Tensor:
     """See reference.dequantize_4bit."""
-    out = torch.empty(count, dtype=dtype)
-    load_library().ck_dequantize_4bit(
-        _pointer(codes),
-        _pointer(absmax),
-        _pointer(code_table(kind, codes.device).values),
-        _pointer(out),
-        ctypes.c_int(DTYPES[dtype]),
-        ctypes.c_int64(count),
-        ctypes.c_int64(block),
-        _threads(),
-        ctypes.c_int(level()),
-    )
-    return out
+    return dequantize_table(codes, absmax, code_table(kind, codes.device).values, block, None, count, dtype)
 
 
 def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:

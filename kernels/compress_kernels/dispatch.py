@@ -23,7 +23,7 @@ def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) 
 
 
 def direct(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing but the numbers is wanted: a plain tensor, no gradient, nothing traced."""
+    """Whether nothing but the numbers is wanted: a plain tensor, no gradient, no autocast, nothing traced."""
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return False
-    return type(x) is Tensor and not torch.compiler.is_compiling()
+    return type(x) is Tensor and not torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)

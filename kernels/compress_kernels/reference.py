@@ -111,6 +111,36 @@ def int8_product(a: Tensor, b: Tensor) -> Tensor:
     return torch._int_mm(a, b.t())[:rows]
 
 
+def decode_rows_4bit(
+    codes: Tensor,
+    scales: Tensor,
+    table: Tensor,
+    block: int,
+    offsets: Tensor | None,
+    ids: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """table[code] * scale + offset, each step rounded, then rounded to `dtype`: all rows, or those of `ids`.
+
+    codes: uint8 [N, K / 2], scales: [N K / block], table: fp32 [16], offsets: fp32 as scales, ids: int64 [n].
+    """
+    outs, width = codes.shape[0], 2 * codes.shape[1]
+    ids = torch.arange(outs, device=codes.device) if ids is None else ids
+    chosen = codes[ids]
+    nibbles = torch.stack([chosen >> 4, chosen & 15], dim=2).view(len(ids), width)
+    place = (ids[:, None] * width + torch.arange(width, device=codes.device)) // block
+    weights = table[nibbles.int()] * scales.float()[place]
+    return (weights if offsets is None else weights + offsets[place]).to(dtype)
+
+
+def linear_4bit(
+    x: Tensor, codes: Tensor, scales: Tensor, table: Tensor, block: int, offsets: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """x: [..., K], bias: [N] or None, the others as in decode_rows_4bit; returns [..., N] in the type of x."""
+    weight = decode_rows_4bit(codes, scales, table, block, offsets, None, x.dtype)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
 def _nll(log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
     rows, vocab = log_probabilities.shape
     if labels is None:

@@ -29,18 +29,31 @@ typedef struct {
 
 typedef struct {
     const uint8_t *codes;
-    const float *absmax;
-    const float *table; /* 16, by code */
+    const void *scales;
+    const float *offsets; /* one a block, or NULL */
+    const float *table;   /* 16, by code */
     void *out;
     int64_t count, block;
-    int dtype;
+    int scale_dtype, dtype;
 } dequantize_job;
+
+typedef struct {
+    dequantize_job all;
+    const int64_t *ids;
+    int64_t width;
+    range_fn blocks;
+} decode_rows_job;
 
 /* The scale divides with its sign: an effective absmax (offset + residual) can come out slightly negative. */
 static inline float divisor_of(float absmax) {
     float magnitude = fabsf(absmax);
     if (magnitude < ABSMAX_FLOOR) magnitude = ABSMAX_FLOOR;
     return copysignf(magnitude, absmax);
+}
+
+static inline float scaled_value(const dequantize_job *job, int64_t index, int code) {
+    float value = job->table[code] * load_number(job->scales, job->scale_dtype, index);
+    return job->offsets ? value + job->offsets[index] : value;
 }
 
 #define TARGET
@@ -57,8 +70,6 @@ static inline float divisor_of(float absmax) {
 #undef NAME
 #include "blockwise4bit_avx512.h"
 #endif
-
-typedef void (*blocks_fn)(void *job, int64_t begin, int64_t end);
 
 /* level: 0 portable, 1 AVX2, 2 AVX-512, 3 with VNNI; the caller asks for the best with ck_cpu_level(), tests for each. */
 EXPORT int ck_cpu_level(void) {
@@ -77,7 +88,7 @@ EXPORT void ck_quantize_4bit(const void *weights, int dtype, int64_t count, int6
                              const uint8_t *order, const float *given, float *absmax, uint8_t *codes, int threads,
                              int level) {
     quantize_job job = {weights, bounds, order, given, absmax, codes, count, block, dtype};
-    blocks_fn fn = quantize_blocks_portable;
+    range_fn fn = quantize_blocks_portable;
 #if defined(__x86_64__)
     if (level == 1) fn = quantize_blocks_avx2;
     if (level >= 2) fn = quantize_blocks_avx512;
@@ -86,16 +97,47 @@ EXPORT void ck_quantize_4bit(const void *weights, int dtype, int64_t count, int6
     parallel_range((count + block - 1) / block, 65536 / block, threads, fn, &job);
 }
 
-EXPORT void ck_dequantize_4bit(const uint8_t *codes, const float *absmax, const float *table, void *out, int dtype,
-                               int64_t count, int64_t block, int threads, int level) {
-    dequantize_job job = {codes, absmax, table, out, count, block, dtype};
-    blocks_fn fn = dequantize_blocks_portable;
+static range_fn dequantizer(int level) {
 #if defined(__x86_64__)
-    if (level == 1) fn = dequantize_blocks_avx2;
-    if (level >= 2) fn = dequantize_blocks_avx512;
+    if (level == 1) return dequantize_blocks_avx2;
+    if (level >= 2) return dequantize_blocks_avx512;
 #endif
-    prefer_huge_pages(out, count * (dtype == F32 ? 4 : 2));
-    parallel_range((count + block - 1) / block, 262144 / block, threads, fn, &job);
+    (void)level;
+    return dequantize_blocks_portable;
+}
+
+/* table[code] * scale, plus the block's offset if there are offsets: each step rounded, and once more to dtype. */
+EXPORT void ck_dequantize_4bit(const uint8_t *codes, const void *scales, int scale_dtype, const float *offsets,
+                               const float *table, void *out, int dtype, int64_t count, int64_t block, int threads,
+                               int level) {
+    dequantize_job job = {codes, scales, offsets, table, out, count, block, scale_dtype, dtype};
+    prefer_huge_pages(out, count * bytes_of(dtype));
+    parallel_range((count + block - 1) / block, 262144 / block, threads, dequantizer(level), &job);
+}
+
+static void decode_rows(void *data, int64_t begin, int64_t end) {
+    const decode_rows_job *job = data;
+    const int64_t blocks = job->width / job->all.block;
+    for (int64_t row = begin; row < end; row++) {
+        dequantize_job one = job->all;
+        one.codes += job->ids[row] * job->width / 2;
+        one.scales = (const char *)one.scales + job->ids[row] * blocks * bytes_of(one.scale_dtype);
+        if (one.offsets) one.offsets += job->ids[row] * blocks;
+        one.out = (char *)one.out + row * job->width * bytes_of(one.dtype);
+        one.count = job->width;
+        job->blocks(&one, 0, blocks);
+    }
+}
+
+/* The same for chosen rows of a matrix [outs, width]; width is a multiple of block. Returns 1 if there is no such row. */
+EXPORT int ck_decode_rows_4bit(const uint8_t *codes, const void *scales, int scale_dtype, const float *offsets,
+                               const float *table, const int64_t *ids, int64_t rows, int64_t width, void *out, int64_t outs,
+                               int dtype, int64_t block, int threads, int level) {
+    for (int64_t row = 0; row < rows; row++)
+        if (ids[row] < 0 || ids[row] >= outs) return 1;
+    decode_rows_job job = {{codes, scales, offsets, table, out, 0, block, scale_dtype, dtype}, ids, width, dequantizer(level)};
+    parallel_range(rows, 1 + 262144 / (width + 1), threads, decode_rows, &job);
+    return 0;
 }
 
 /* The second level of double quantization: 8-bit codes of (absmax - offset), blocks of 256, no rounding beyond

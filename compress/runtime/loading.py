@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compress.quiet import quiet_transformers
-from compress.runtime.four_bit import keep_four_bit_exact
+from compress.runtime.four_bit import use_four_bit_kernels
 from compress.runtime.int8 import Int8Linear
 
 
@@ -35,14 +35,14 @@ def load_model(
     # its INT8 layers say at every product that they cast their input
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not plain:
-        keep_four_bit_exact(model)
+        use_four_bit_kernels(model)
         use_int8_kernels(model)
     return model.eval()
 
 
 def use_int8_kernels(model: nn.Module) -> None:
-    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer: the same codes and scales, computed by
-    `torch._int_mm` without the detour through fp16."""
+    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer: the same codes and scales, without the
+    detour through fp16."""
     if "bitsandbytes" not in sys.modules:
         return
     from bitsandbytes.nn import Linear8bitLt

@@ -44,7 +44,8 @@ class KernelLinear4bit(Linear4bit):
         return y if given is x else y.to(x.dtype)
 
     def _read(self, state: Any) -> None:
-        nested = (state.state2.absmax, state.offset) if state.nested else (None, None)
-        self._scales = effective_absmax(Blockwise4bit(self.weight.data, state.absmax, *nested, state.blocksize, "nf4"))
+        nested, offset = (state.state2.absmax, state.offset) if state.nested else (None, None)
+        parts = Blockwise4bit(self.weight.data, state.absmax, nested, offset, state.blocksize, state.quant_type)
+        self._scales = effective_absmax(parts)
         self._table = state.code.float()
         self._known_state = state

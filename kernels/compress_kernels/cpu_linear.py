@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from compress_kernels import reference
 from compress_kernels.codes import INT8_UNIT
 from compress_kernels.levels import level
 from compress_kernels.native import load_library
-from compress_kernels import reference
 from compress_kernels.reference import int8_product
 
 DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -47,7 +47,14 @@ def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, width = x.shape
     codes, absmax = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows, dtype=torch.float32)
     _function("ck_quantize_rows_int8", "pillppii")(
-        x.data_ptr(), DTYPES[x.dtype], rows, width, codes.data_ptr(), absmax.data_ptr(), torch.get_num_threads(), level()
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        rows,
+        width,
+        codes.data_ptr(),
+        absmax.data_ptr(),
+        torch.get_num_threads(),
+        level(),
     )
     return codes, absmax
 
@@ -116,7 +123,7 @@ def decode_rows_4bit(
 def linear_4bit(
     x: Tensor, codes: Tensor, scales: Tensor, table: Tensor, block: int, offsets: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """See reference.linear_4bit; a few rows are multiplied with the fp32 weights, many with weights in the type of x."""
+    """See reference.linear_4bit; a few rows are multiplied with fp32 weights, many with weights in the type of x."""
     outs, width = codes.shape[0], 2 * codes.shape[1]
     rows = x.numel() // width
     if rows > FOUR_BIT_ROWS:

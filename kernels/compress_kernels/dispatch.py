@@ -1,8 +1,8 @@
 """Operations of torch.library, and when a call may pass them by.
 
-A registered operation is what autograd, torch.compile and torch.export understand. Its way through torch's dispatcher costs
-some 20 us, which is as much as a small linear layer of one token: a plain eager call that needs no gradient goes straight
-to the backend.
+A registered operation is what autograd, torch.compile and torch.export understand. Its way through torch's dispatcher
+costs as much as a small linear layer of one token: a plain eager call that needs no gradient goes straight to the
+backend.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 def define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register `compress_kernels::<schema>` for CPU and CUDA tensors, with the shapes it returns."""
-    name = "compress_kernels::" + schema.split("(")[0]
+    name = "compress_kernels::" + schema.split("(", maxsplit=1)[0]
     torch.library.define(name, schema[schema.index("(") :])
     torch.library.impl(name, ("cpu", "cuda"), function)
     torch.library.register_fake(name, fake)

@@ -5,12 +5,12 @@ a_w of a weight row:
 
     q_x = clamp(round(x * ((1 / a_x) * 127)))        y = (q_x @ q_w^T) * (a_x * a_w) * UNIT + bias,  UNIT = 1 / 127^2
 
-The product is exact in int32, so y does not depend on the order of the sum; every other step is rounded in this order and
-with bitsandbytes' UNIT, and the bits are those of bitsandbytes. A last bit that differs moves some activation of the next
-layer to another code, and after thirty layers two models no longer agree.
+The product is exact in int32, so y does not depend on the order of the sum; every other step is rounded in this order
+and with bitsandbytes' UNIT, and the bits are those of bitsandbytes. A last bit that differs moves some activation of
+the next layer to another code, and after thirty layers two models no longer agree.
 
-Bytes per call, M tokens, [N, K] weights: N K + 2 M K + 2 M N in bf16 if fused; plain torch moves 16 M K + 24 M N more. At
-M = 1 the weights set the pace (one pass over N K bytes); from M ~ 100 the 2 M N K operations do.
+Bytes per call, M tokens, [N, K] weights, in bf16: N K + 2 M K + 2 M N if fused. At M = 1 the weights set the pace
+(one pass over N K bytes); from M ~ 100 the 2 M N K operations do.
 
 The gradient to x is that of the product with the decoded weights, straight through the rounding (arXiv:1308.3432).
 """
@@ -56,7 +56,7 @@ def _linear_fake(x: Tensor, codes: Tensor, _absmax: Tensor, _bias: Tensor | None
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], _output: Tensor) -> None:
     _, codes, absmax, bias = inputs
     ctx.save_for_backward(codes, absmax)
     ctx.bias = None if bias is None else bias.dtype

@@ -8,13 +8,13 @@ values, and for every `block` weights of the flattened matrix one scale and mayb
 Integers are the table -8 ... 7 (INTEGER_TABLE): Q4_0 and symmetric INT4 need no offset, an asymmetric grid has
 offset = -scale * (zero - 8). If `in` is a multiple of the block, as in every GGUF type, a block lies within a row.
 
-Bytes per weight at block 64, fp32 scales: 0.5625 against 2 in bf16. One token does two operations with a weight, so at
-10 GB/s a layer runs at 17.8 G weights/s against 5. For many tokens the weights are decoded once to the type of x (0.56 + 2
-bytes each, 4 in fp32) and one GEMM multiplies: 2 M operations a weight, so above M ~ 100 decoding is lost in it.
+Bytes per weight at block 64, fp32 scales: 0.5625 against 2 in bf16. One token does two operations with a weight, so
+at 10 GB/s a layer runs at 17.8 G weights/s against 5. For many tokens the weights are decoded once to the type of x
+(0.56 + 2 bytes each, 4 in fp32) and one GEMM multiplies: 2 M operations a weight, so above M ~ 100 decoding is lost
+in it.
 
-A few tokens are multiplied with the weights in fp32, many with weights rounded to the type of x, as a dense layer's are.
-The gradient to x decodes again and multiplies; codes and scales have none.
-"""
+A few tokens are multiplied with the weights in fp32, many with weights rounded to the type of x, as a dense layer's
+are. The gradient to x decodes again and multiplies; codes and scales have none."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _linear_fake(x: Tensor, codes: Tensor, *_: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
     _, codes, scales, table, block, offsets, bias = inputs
     ctx.save_for_backward(codes, scales, table, offsets)
     ctx.block, ctx.bias = block, None if bias is None else bias.dtype

@@ -1,9 +1,8 @@
 """Triton kernels of the linear layers on INT8 and on 4-bit weights. Results are specified by reference.py.
 
-INT8: a program makes a tile of outputs; it reads its tokens once for their absmax and once more, then out of the cache, to
-quantize them on the way into the product, so codes never go to memory. 4-bit: a program multiplies one token with a few
-rows of weights, decoded in registers; many tokens decode the matrix first.
-"""
+INT8: a program makes a tile of outputs; it reads its tokens once for their absmax and once more, then out of the
+cache, to quantize them on the way into the product, so codes never go to memory. 4-bit: a program multiplies one
+token with a few rows of weights, decoded in registers; many tokens decode the matrix first."""
 
 # ruff: noqa: PLR0913, PLR0917 - a kernel takes pointers one by one and is one function
 from __future__ import annotations
@@ -24,7 +23,7 @@ def _scale_of(absmax):  # type: ignore[no-untyped-def]
 @triton.jit
 def _quantized(x, scale):  # type: ignore[no-untyped-def]
     v = x * scale
-    v = tl.where(v == v, v, 0.0)
+    v = tl.where(v <= float("inf"), v, 0.0)  # NaN does not compare
     v = tl.where(v > LEVELS, LEVELS, tl.where(v < -LEVELS, -LEVELS, v))
     return ((v + INTEGER_MAGIC) - INTEGER_MAGIC).to(tl.int8)
 

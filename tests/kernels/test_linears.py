@@ -110,7 +110,13 @@ def test_decoded_rows_are_table_times_scale(scale_dtype: torch.dtype, offset: bo
 def test_4bit_layer_equals_decoding_and_multiplying(offset: bool, dtype: torch.dtype, level: str) -> None:
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 5e-3, torch.float16: 6e-4}[dtype]
     # a block that ends inside a lane group, blocks over row ends, an odd number of bytes, more rows than one call takes
-    for rows, width, outs, block in ((1, 576, 9, 128), (4, 200, 6, 32), (3, 64, 7, 4096), (2, 30, 7, 32), (9, 96, 8, 64)):
+    for rows, width, outs, block in (
+        (1, 576, 9, 128),
+        (4, 200, 6, 32),
+        (3, 64, 7, 4096),
+        (2, 30, 7, 32),
+        (9, 96, 8, 64),
+    ):
         for scale_dtype in DTYPES:
             parts = four_bit_case(width, outs, block, scale_dtype, offset)
             x = torch.randn(2, rows, width)[:1].to(dtype)
@@ -176,7 +182,7 @@ def test_refusals_name_what_was_given() -> None:
         ck.linear_4bit(x, codes, scales[:9], table, block)
     with pytest.raises(ValueError, match="block 48 is not supported"):
         ck.linear_4bit(x, codes, scales, table, 48)
-    with pytest.raises(TypeError, match="torch.float64 is not supported"):
+    with pytest.raises(TypeError, match=r"torch\.float64 is not supported"):
         ck.linear_4bit(x.double(), codes, scales, table, block)
     with pytest.raises(IndexError, match="from 0 to 4"):
         ck.embedding_4bit(torch.tensor([5]), codes, scales, table, block, dtype=torch.float32)

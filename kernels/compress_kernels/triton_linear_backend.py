@@ -30,7 +30,7 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
     outs, width = codes.shape
     rows = x.numel() // width
     y = torch.empty((*x.shape[:-1], outs), dtype=x.dtype, device=x.device)
-    tile = 64 if rows > 16 else 16
+    tile = 32 if rows > 16 else 16
     triton_linear.linear_int8_kernel[(triton.cdiv(rows, tile), triton.cdiv(outs, 64))](
         x,
         codes,
@@ -45,6 +45,7 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
         ROWS=tile,
         OUTS=64,
         STEP=64,
+        num_warps=8,
         enable_fp_fusion=False,
     )
     return y

@@ -85,11 +85,12 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
     sizes = {"rows": "i32", "width": "i32", "outs": "i32"}
     rounding = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "width": "i32"}
     int8 = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "bias_ptr": "*bf16", "y_ptr": "*bf16"} | sizes
-    tile = {"UNIT": 6.200124e-05, "BIAS": True, "ROWS": 64, "OUTS": 64, "STEP": 64}
+    tile = {"UNIT": 6.200124e-05, "BIAS": True, "ROWS": 32, "OUTS": 64, "STEP": 64}
     matrix = {"codes_ptr": BYTES, "scales_ptr": FLOAT, "offsets_ptr": FLOAT, "table_ptr": FLOAT}
     rows = matrix | {"ids_ptr": "*i64", "out_ptr": "*bf16", "width": "i32"}
     four_bit = {"x_ptr": "*bf16"} | matrix | {"bias_ptr": "*bf16", "y_ptr": "*bf16", "width": "i32", "outs": "i32"}
     few = {"BLOCK": 64, "OFFSETS": True, "BIAS": True, "OUTS": 8, "PAIRS": 128}
+    wide = exact | {"num_warps": 8}
     blockwise, linear = triton_blockwise, triton_linear
     return {
         "quantize": (blockwise.quantize_kernel, quantize, {"BLOCK": 64, "ROWS": 32, "GIVEN": False}, exact),
@@ -98,8 +99,8 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
         "quantize_absmax": (blockwise.quantize_absmax_kernel, nest, {"BLOCK": 256}, exact),
         "dequantize_absmax": (blockwise.dequantize_absmax_kernel, restore, {"BLOCK": 256, "TILE": 1024}, exact),
         "quantize_rows_int8": (linear.quantize_rows_kernel, rounding, {"TILE": 1024}, exact),
-        "linear_int8": (linear.linear_int8_kernel, int8, tile, exact),
-        "linear_int8_decode": (linear.linear_int8_kernel, int8, tile | {"ROWS": 16}, exact),
+        "linear_int8": (linear.linear_int8_kernel, int8, tile, wide),
+        "linear_int8_decode": (linear.linear_int8_kernel, int8, tile | {"ROWS": 16}, wide),
         "decode_rows_4bit": (
             linear.decode_rows_kernel,
             rows,

@@ -44,7 +44,7 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
         BIAS=bias is not None,
         ROWS=tile,
         OUTS=64,
-        STEP=64,
+        STEP=32,
         num_warps=8,
         enable_fp_fusion=False,
     )

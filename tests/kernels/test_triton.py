@@ -85,7 +85,7 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
     sizes = {"rows": "i32", "width": "i32", "outs": "i32"}
     rounding = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "width": "i32"}
     int8 = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "bias_ptr": "*bf16", "y_ptr": "*bf16"} | sizes
-    tile = {"UNIT": 6.200124e-05, "BIAS": True, "ROWS": 32, "OUTS": 64, "STEP": 64}
+    tile = {"UNIT": 6.200124e-05, "BIAS": True, "ROWS": 32, "OUTS": 64, "STEP": 32}
     matrix = {"codes_ptr": BYTES, "scales_ptr": FLOAT, "offsets_ptr": FLOAT, "table_ptr": FLOAT}
     rows = matrix | {"ids_ptr": "*i64", "out_ptr": "*bf16", "width": "i32"}
     four_bit = {"x_ptr": "*bf16"} | matrix | {"bias_ptr": "*bf16", "y_ptr": "*bf16", "width": "i32", "outs": "i32"}

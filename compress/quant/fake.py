@@ -1,7 +1,8 @@
 """Linear layers that compute as their quantized form will, and train through it.
 
 A weight on a grid is  w = s (q(u) - z) + offset,  with u its latent in units of the block's scale, q the nearest level
-and z a zero point. Trained are u, straight through the rounding (arXiv 1308.3432), the scale as s = s_0 (1 + d), and biases:
+and z a zero point. Trained are u, straight through the rounding (arXiv 1308.3432), the scale as s = s_0 (1 + d), and
+biases:
 
     dL/du = s dL/dw  where u is in the table's range, else 0     dL/dd = s_0 * sum over the block of (q(u) - z) dL/dw
 

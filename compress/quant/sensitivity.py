@@ -90,7 +90,7 @@ def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Ad
         last = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(last[0]).float()
         labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-        F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
+        torch.autograd.backward(F.cross_entropy(logits, labels.to(logits.device), reduction="sum"))
         assert embedded.grad is not None
         _add(sums, embedding, embedded.grad)
         kept = last[0, SINK_TOKENS:].detach().float()
@@ -110,7 +110,7 @@ def _add(sums: dict[str, Tensor], path: str, gradient: Tensor) -> None:
 
 def _squares(path: str, sums: dict[str, Tensor]) -> Any:
     def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        output.register_hook(lambda gradient: _add(sums, path, gradient))
+        output.register_hook(lambda gradient: _add(sums, path, gradient))  # type: ignore[no-untyped-call]
 
     return hook
 

@@ -1,23 +1,122 @@
-"""bitsandbytes' 4-bit layers, kept exact."""
+"""4-bit layers: bitsandbytes' own on our kernels, and plain ones for weights that bitsandbytes has no layer for."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
+import torch
+from compress_kernels import embedding_4bit, linear_4bit
 from torch import Tensor, nn
 
 
-def keep_four_bit_exact(model: nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights for AVX512-BF16.
+class FourBitEmbedding(nn.Module):
+    """A matrix [rows, width] in 4-bit codes, of which only the rows asked for are ever decoded.
 
-    Its first forward without gradients repacks them for good: from then on the gradient to the input is silently wrong,
-    and a checkpoint saved from the model too.
+    Attributes:
+        codes: uint8 [rows, width / 2].
+        scales: [rows * width / block].
+        table: fp32 [16].
+        offsets: fp32 as scales, or None.
+        block: weights that share a scale.
+        dtype: of the rows it gives.
     """
-    module: Any
-    for module in model.modules():
-        if is_four_bit(module):
-            module.support_avx512bf16_for_cpu = False
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        table: Tensor,
+        block: int,
+        offsets: Tensor | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = codes.shape[0], 2 * codes.shape[1]
+        self.block, self.dtype = block, dtype
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scales", scales)
+        self.register_buffer("table", table)
+        self.register_buffer("offsets", offsets)
+
+    codes: Tensor
+    scales: Tensor
+    table: Tensor
+    offsets: Tensor | None
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] -> [..., width]."""
+        return embedding_4bit(ids, self.codes, self.scales, self.table, self.block, self.offsets, dtype=self.dtype)
+
+    def head(self) -> FourBitLinear:
+        """The tied output head: a layer on the same tensors."""
+        return FourBitLinear(self.codes, self.scales, self.table, self.block, self.offsets)
+
+    def extra_repr(self) -> str:
+        """As nn.Embedding shows itself."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, block={self.block}"
+
+
+class FourBitLinear(nn.Module):
+    """A linear layer on 4-bit weights; the parts are those of FourBitEmbedding, with rows = out and width = in."""
+
+    def __init__(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        table: Tensor,
+        block: int,
+        offsets: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = codes.shape[0], 2 * codes.shape[1]
+        self.block = block
+        self.register_buffer("codes", codes.contiguous())
+        self.register_buffer("scales", scales)
+        self.register_buffer("table", table)
+        self.register_buffer("offsets", offsets)
+        self.register_buffer("bias", bias)
+
+    codes: Tensor
+    scales: Tensor
+    table: Tensor
+    offsets: Tensor | None
+    bias: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out], in the type of `x`."""
+        return linear_4bit(x, self.codes, self.scales, self.table, self.block, self.offsets, self.bias)
+
+    def extra_repr(self) -> str:
+        """As nn.Linear shows itself."""
+        shape = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{shape}, bias={self.bias is not None}, block={self.block}"
+
+
+def put_embedding(model: Any, embedding: FourBitEmbedding) -> None:
+    """Give `model` a 4-bit input embedding, and the head that goes with it where the two are tied."""
+    if model.config.get_text_config().tie_word_embeddings:
+        model.set_output_embeddings(embedding.head())
+    model.set_input_embeddings(embedding)
+
+
+def use_four_bit_kernels(model: nn.Module) -> None:
+    """Let bitsandbytes' 4-bit layers multiply on our kernels; they stay bitsandbytes' layers for peft and for saving.
+
+    On a CPU bitsandbytes would repack weights for AVX512-BF16 at the first forward without gradients, for good: from
+    then on the gradient to the input is silently wrong, and a checkpoint saved from the model too. That is off.
+    """
+    found: Any = [module for module in model.modules() if is_four_bit(module)]
+    if not found:
+        return
+    from compress.runtime.bitsandbytes_layer import KernelLinear4bit, fits
+
+    for module in found:
+        module.support_avx512bf16_for_cpu = False
+        if fits(module):
+            # the same object, for peft and for the weight, which points back at it: only `forward` changes
+            module.__class__ = KernelLinear4bit
 
 
 def is_four_bit(module: Any) -> bool:

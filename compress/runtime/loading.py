@@ -17,7 +17,7 @@ from compress.checkpoint import Checkpoint
 from compress.grids import Encoded, Int8
 from compress.quiet import quiet_transformers
 from compress.runtime.encoded import INT8_TOKENS, compute_dtype, decoded_state, encoded_tensors, quantization_of
-from compress.runtime.four_bit import keep_four_bit_exact
+from compress.runtime.four_bit import use_four_bit_kernels
 from compress.runtime.int8 import Int8Linear
 
 
@@ -45,7 +45,7 @@ def load_model(
     # its INT8 layers say at every product that they cast their input
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if not plain:
-        keep_four_bit_exact(model)
+        use_four_bit_kernels(model)
         use_int8_kernels(model)
     return model.eval()
 
@@ -65,8 +65,10 @@ def load_own(
 
     config = copy.deepcopy(checkpoint.config)
     del config.quantization_config
+    with torch.device("meta"):
+        kind = type(AutoModelForCausalLM.from_config(config))
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             None,
             config=config,
             state_dict=decoded_state(checkpoint, dtype),
@@ -86,8 +88,8 @@ def load_own(
 
 
 def use_int8_kernels(model: nn.Module) -> None:
-    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer: the same codes and scales, computed by
-    `torch._int_mm` without the detour through fp16."""
+    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer: the same codes and scales, without the
+    detour through fp16."""
     if "bitsandbytes" not in sys.modules:
         return
     from bitsandbytes.nn import Linear8bitLt

@@ -11,6 +11,8 @@ from compress_kernels.blockwise4bit import (
 )
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
+from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
 from compress_kernels.sweep import Sweep, Swept, sweep_columns
 
 __all__ = [
@@ -23,12 +25,17 @@ __all__ = [
     "Sweep",
     "Swept",
     "backend_name",
+    "decode_rows_4bit",
     "dequantize_4bit",
     "divergence",
     "effective_absmax",
+    "embedding_4bit",
     "encode_4bit",
     "fused_kl",
+    "linear_4bit",
+    "linear_int8",
     "quantize_4bit",
+    "quantize_rows_int8",
     "quantize_scales",
     "sweep_columns",
 ]

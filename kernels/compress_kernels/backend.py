@@ -54,6 +54,40 @@ class Backend(Protocol):
         """Effective block scales."""
         ...
 
+    def quantize_rows_int8(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-token codes and absmax."""
+        ...
+
+    def linear_int8(self, x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
+        """The INT8 layer."""
+        ...
+
+    def decode_rows_4bit(
+        self,
+        codes: Tensor,
+        scales: Tensor,
+        table: Tensor,
+        block: int,
+        offsets: Tensor | None,
+        ids: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Rows of a 4-bit matrix."""
+        ...
+
+    def linear_4bit(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        table: Tensor,
+        block: int,
+        offsets: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """The 4-bit layer."""
+        ...
+
     def divergence_rows(self, request: RowRequest) -> RowResult:
         """Divergence, likelihoods and gradient of one chunk."""
         ...
@@ -78,7 +112,7 @@ def backend_name(device: torch.device | str) -> str:
 
     Raises ValueError if COMPRESS_KERNELS names an unknown backend or one that cannot run on `device`.
     """
-    kind = torch.device(device).type
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
     forced = os.environ.get(ENVIRONMENT, "")
     if forced:
         if forced not in BACKENDS:
@@ -95,4 +129,9 @@ def backend_name(device: torch.device | str) -> str:
 
 def backend(device: torch.device) -> Backend:
     """The module that implements the operations on `device`; Triton is imported only here."""
-    return cast(Backend, importlib.import_module(BACKENDS[backend_name(device)]))
+    return _module(backend_name(device))
+
+
+@cache
+def _module(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

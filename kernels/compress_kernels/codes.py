@@ -16,6 +16,9 @@ from torch import Tensor
 KINDS = ("nf4", "fp4")
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCK = 256
+INT8_LEVELS = 127
+INT8_UNIT = 6.200124e-05
+"""bitsandbytes' 1 / 127^2 (which is 6.200012e-05)."""
 
 NF4_CODE: Tensor = torch.tensor(
     [

@@ -8,29 +8,31 @@ import torch
 from torch import Tensor
 
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.cpu_linear import (
+    DTYPES,
+    decode_rows_4bit,
+    dequantize_table,
+    linear_4bit,
+    linear_int8,
+    quantize_rows_int8,
+)
+from compress_kernels.levels import level
 from compress_kernels.native import load_library
 from compress_kernels.rows import RowRequest, RowResult
 from compress_kernels.sweep import Sweep, Swept
 
-_DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_LEVELS = {"portable": 0, "avx2": 1, "avx512": 2}
-_forced_level: list[int] = []  # empty, or the one level that force_level asked for
-
-
-def force_level(name: str | None) -> None:
-    """Use one instruction set ("portable", "avx2", "avx512"), or the processor's best again with None.
-
-    For tests and benchmarks. Raises ValueError if the processor cannot run it.
-    """
-    best = int(load_library().ck_cpu_level())
-    if name is not None and (name not in _LEVELS or _LEVELS[name] > best):
-        usable = ", ".join(level for level, rank in _LEVELS.items() if rank <= best)
-        raise ValueError(f"instruction set {name!r} is not usable here: expected one of {usable}")
-    _forced_level[:] = [] if name is None else [_LEVELS[name]]
-
-
-def _level() -> ctypes.c_int:
-    return ctypes.c_int(_forced_level[0] if _forced_level else int(load_library().ck_cpu_level()))
+__all__ = [
+    "decode_rows_4bit",
+    "dequantize_4bit",
+    "dequantize_absmax",
+    "divergence_rows",
+    "encode_4bit",
+    "linear_4bit",
+    "linear_int8",
+    "quantize_4bit",
+    "quantize_absmax",
+    "quantize_rows_int8",
+]
 
 
 def _threads() -> ctypes.c_int:
@@ -46,7 +48,7 @@ def _quantize(weights: Tensor, given: Tensor | None, measured: Tensor | None, bl
     codes = torch.empty((weights.numel() + 1) // 2, dtype=torch.uint8)
     load_library().ck_quantize_4bit(
         _pointer(weights),
-        ctypes.c_int(_DTYPES[weights.dtype]),
+        ctypes.c_int(DTYPES[weights.dtype]),
         ctypes.c_int64(weights.numel()),
         ctypes.c_int64(block),
         _pointer(table.bounds),
@@ -55,7 +57,7 @@ def _quantize(weights: Tensor, given: Tensor | None, measured: Tensor | None, bl
         _pointer(measured),
         _pointer(codes),
         _threads(),
-        _level(),
+        ctypes.c_int(level()),
     )
     return codes
 
@@ -73,19 +75,7 @@ def encode_4bit(weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tenso
 
 def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype) -> Tensor:
     """See reference.dequantize_4bit."""
-    out = torch.empty(count, dtype=dtype)
-    load_library().ck_dequantize_4bit(
-        _pointer(codes),
-        _pointer(absmax),
-        _pointer(code_table(kind, codes.device).values),
-        _pointer(out),
-        ctypes.c_int(_DTYPES[dtype]),
-        ctypes.c_int64(count),
-        ctypes.c_int64(block),
-        _threads(),
-        _level(),
-    )
-    return out
+    return dequantize_table(codes, absmax, code_table(kind, codes.device).values, block, None, count, dtype)
 
 
 def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +109,9 @@ def divergence_rows(request: RowRequest) -> RowResult:
     top1 = torch.zeros(rows, dtype=torch.uint8)
     load_library().ck_divergence_rows(
         _pointer(request.student),
-        ctypes.c_int(_DTYPES[request.student.dtype]),
+        ctypes.c_int(DTYPES[request.student.dtype]),
         _pointer(request.teacher),
-        ctypes.c_int(_DTYPES[request.teacher.dtype]),
+        ctypes.c_int(DTYPES[request.teacher.dtype]),
         _pointer(request.labels),
         ctypes.c_int64(rows),
         ctypes.c_int64(vocab),
@@ -134,7 +124,7 @@ def divergence_rows(request: RowRequest) -> RowResult:
         _pointer(nll_teacher),
         _pointer(top1 if request.want_top1 else None),
         _threads(),
-        _level(),
+        ctypes.c_int(level()),
     )
     return RowResult(kl, nll_student, nll_teacher, top1.bool())
 

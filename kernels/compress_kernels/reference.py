@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.codes import INT8_LEVELS, INT8_UNIT, NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.rows import RowRequest, RowResult
 from compress_kernels.sweep import Sweep, Swept
 
 ABSMAX_FLOOR = 1e-38
+INT_MM_CUDA_ROWS = 17
+"""`torch._int_mm` on CUDA takes no fewer rows."""
 
 
 def _blocks_of(count: int, block: int) -> tuple[int, int]:
@@ -83,6 +85,61 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> T
     """Effective block scales: dynamic[code] * nested + offset, each step rounded. Returns fp32 [b]."""
     scale = nested_absmax.repeat_interleave(NESTED_BLOCK)[: codes.numel()]
     return dynamic_code(codes.device)[codes.int()] * scale + offset
+
+
+def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes int8 [M, K] and absmax fp32 [M] of rows; what is no number gets code 0."""
+    values = x.float()
+    absmax = values.abs().amax(dim=1)
+    scale = torch.where(absmax > 0, absmax.reciprocal() * INT8_LEVELS, torch.zeros_like(absmax))
+    scaled = (values * scale[:, None]).round().clamp(-INT8_LEVELS, INT8_LEVELS)
+    return scaled.nan_to_num(nan=0.0).to(torch.int8), absmax
+
+
+def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [..., K], codes: int8 [N, K], absmax: fp32 [N], bias: [N] or None; returns [..., N] in the type of x."""
+    tokens, token_absmax = quantize_rows_int8(x.view(-1, codes.shape[1]))
+    product = int8_product(tokens, codes)
+    y = product * (token_absmax[:, None] * absmax) * INT8_UNIT
+    return (y if bias is None else y + bias).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def int8_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b^T exactly: int8 [M, K], [N, K] -> int32 [M, N]."""
+    rows = len(a)
+    if a.is_cuda and rows < INT_MM_CUDA_ROWS:
+        a = F.pad(a, (0, 0, 0, INT_MM_CUDA_ROWS - rows))
+    return torch._int_mm(a, b.t())[:rows]
+
+
+def decode_rows_4bit(
+    codes: Tensor,
+    scales: Tensor,
+    table: Tensor,
+    block: int,
+    offsets: Tensor | None,
+    ids: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """table[code] * scale + offset, each step rounded, then rounded to `dtype`: all rows, or those of `ids`.
+
+    codes: uint8 [N, K / 2], scales: [N K / block], table: fp32 [16], offsets: fp32 as scales, ids: int64 [n].
+    """
+    outs, width = codes.shape[0], 2 * codes.shape[1]
+    ids = torch.arange(outs, device=codes.device) if ids is None else ids
+    chosen = codes[ids]
+    nibbles = torch.stack([chosen >> 4, chosen & 15], dim=2).view(len(ids), width)
+    place = (ids[:, None] * width + torch.arange(width, device=codes.device)) // block
+    weights = table[nibbles.int()] * scales.float()[place]
+    return (weights if offsets is None else weights + offsets[place]).to(dtype)
+
+
+def linear_4bit(
+    x: Tensor, codes: Tensor, scales: Tensor, table: Tensor, block: int, offsets: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """x: [..., K], bias: [N] or None, the others as in decode_rows_4bit; returns [..., N] in the type of x."""
+    weight = decode_rows_4bit(codes, scales, table, block, offsets, None, x.dtype)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 def _nll(log_probabilities: Tensor, labels: Tensor | None) -> Tensor:

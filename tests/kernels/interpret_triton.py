@@ -94,6 +94,43 @@ def check_sweep() -> None:
                     same(getattr(got, name), getattr(wanted, name))
 
 
+def check_int8() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float16):
+        for rows, width, outs in ((1, 1, 1), (3, 70, 9), (20, 130, 70)):
+            x = torch.randn(rows, width, generator=generator)
+            x[0, 0] = 30.0
+            if rows == 3:
+                x[0], x[1, 3] = 0.0, float("nan")
+            x = x.to(dtype)
+            codes = torch.randint(-127, 128, (outs, width), generator=generator, dtype=torch.int8)
+            absmax = torch.rand(outs, generator=generator)
+            for got, wanted in zip(triton_backend.quantize_rows_int8(x), reference.quantize_rows_int8(x), strict=True):
+                same(got, wanted)
+            for bias in (None, torch.randn(outs, generator=generator)):
+                expected = reference.linear_int8(x, codes, absmax, bias)
+                same(triton_backend.linear_int8(x, codes, absmax, bias), expected)
+
+
+def check_four_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for width, outs, block in ((64, 9, 32), (96, 5, 64), (30, 7, 32)):
+        blocks = -(-width * outs // block)
+        codes = torch.randint(0, 256, (outs, width // 2), generator=generator, dtype=torch.uint8)
+        scales = (torch.randn(blocks, generator=generator) * 0.1).half()
+        for offsets in (None, torch.randn(blocks, generator=generator)):
+            parts = (codes, scales, ck.NF4_CODE, block, offsets)
+            for ids in (None, torch.tensor([outs - 1, 0, 2])):
+                expected = reference.decode_rows_4bit(*parts, ids, torch.float32)
+                same(triton_backend.decode_rows_4bit(*parts, ids, torch.float32), expected)
+            for rows in (2, 6):
+                x = torch.randn(1, rows, width, generator=generator)
+                for bias in (None, torch.randn(outs, generator=generator)):
+                    expected = reference.linear_4bit(x, *parts, bias)
+                    actual = triton_backend.linear_4bit(x, *parts, bias)
+                    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def check_public_functions() -> None:
     assert ck.backend_name("cpu") == "triton"
     w = torch.randn(333, generator=torch.Generator().manual_seed(1))
@@ -117,5 +154,7 @@ if __name__ == "__main__":
     check_bounds()
     check_rows()
     check_sweep()
+    check_int8()
+    check_four_bit()
     check_public_functions()
     print("equal")

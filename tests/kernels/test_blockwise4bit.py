@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitsandbytes.functional import QuantState
 from compress_kernels import codes, cpu, reference
+from compress_kernels.levels import LEVELS, force_level
 from torch import Tensor
 
 KINDS = ("nf4", "fp4")
@@ -20,21 +21,21 @@ COUNTS = (1, 2, 31, 63, 64, 65, 127, 4097, 100_003)
 
 def levels() -> list[str]:
     usable = []
-    for name in ("portable", "avx2", "avx512"):
+    for name in LEVELS:
         try:
-            cpu.force_level(name)
+            force_level(name)
         except ValueError:
             continue
         usable.append(name)
-    cpu.force_level(None)
+    force_level(None)
     return usable
 
 
 @pytest.fixture(params=levels())
 def level(request: pytest.FixtureRequest):
-    cpu.force_level(request.param)
+    force_level(request.param)
     yield request.param
-    cpu.force_level(None)
+    force_level(None)
 
 
 def weights(count: int, dtype: torch.dtype, seed: int = 0) -> Tensor:

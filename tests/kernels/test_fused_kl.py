@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compress_kernels import chunks, cpu, reference
+from compress_kernels.levels import force_level
 from compress_kernels.rows import RowRequest
 from torch import Tensor
 
@@ -20,11 +21,11 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     else:
         monkeypatch.delenv("COMPRESS_KERNELS", raising=False)
         try:
-            cpu.force_level(request.param)
+            force_level(request.param)
         except ValueError as error:
             pytest.skip(str(error))
     yield request.param
-    cpu.force_level(None)
+    force_level(None)
 
 
 class Case:

@@ -57,7 +57,7 @@ def resources(compiled, folder: Path) -> dict[str, int]:
 
 
 def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict[str, object]]]:
-    from compress_kernels import triton_blockwise, triton_rows, triton_sweep
+    from compress_kernels import triton_blockwise, triton_linear, triton_rows, triton_sweep
 
     exact = {"enable_fp_fusion": False}
     quantize = {
@@ -88,7 +88,16 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
     logits = {"student_ptr": "*bf16", "teacher_ptr": "*bf16", "labels_ptr": "*i64"} | LOGITS
     flags = {"LABELS": True, "PLAIN": True, "GRADIENT": True, "TOP1": False, "TILE": 2048}
     fused = {"num_warps": 8, "enable_fp_fusion": True}
-    blockwise = triton_blockwise
+    sizes = {"rows": "i32", "width": "i32", "outs": "i32"}
+    rounding = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "width": "i32"}
+    int8 = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "bias_ptr": "*bf16", "y_ptr": "*bf16"} | sizes
+    tile = {"UNIT": 6.200124e-05, "BIAS": True, "ROWS": 32, "OUTS": 64, "STEP": 32}
+    matrix = {"codes_ptr": BYTES, "scales_ptr": FLOAT, "offsets_ptr": FLOAT, "table_ptr": FLOAT}
+    rows = matrix | {"ids_ptr": "*i64", "out_ptr": "*bf16", "width": "i32"}
+    four_bit = {"x_ptr": "*bf16"} | matrix | {"bias_ptr": "*bf16", "y_ptr": "*bf16", "width": "i32", "outs": "i32"}
+    few = {"BLOCK": 64, "OFFSETS": True, "BIAS": True, "OUTS": 8, "PAIRS": 128}
+    wide = exact | {"num_warps": 8}
+    blockwise, linear = triton_blockwise, triton_linear
     return {
         "quantize": (blockwise.quantize_kernel, quantize, {"BLOCK": 64, "ROWS": 32, "GIVEN": False}, exact),
         "encode": (blockwise.quantize_kernel, quantize, {"BLOCK": 64, "ROWS": 32, "GIVEN": True}, exact),
@@ -97,6 +106,16 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
         "dequantize_absmax": (blockwise.dequantize_absmax_kernel, restore, {"BLOCK": 256, "TILE": 1024}, exact),
         "sweep_feedback": (triton_sweep.sweep_kernel, sweep, feedback, exact),
         "sweep_descent": (triton_sweep.sweep_kernel, sweep, descent, exact),
+        "quantize_rows_int8": (linear.quantize_rows_kernel, rounding, {"TILE": 1024}, exact),
+        "linear_int8": (linear.linear_int8_kernel, int8, tile, wide),
+        "linear_int8_decode": (linear.linear_int8_kernel, int8, tile | {"ROWS": 16}, wide),
+        "decode_rows_4bit": (
+            linear.decode_rows_kernel,
+            rows,
+            {"BLOCK": 64, "OFFSETS": True, "CHOSEN": True, "TILE": 1024},
+            exact,
+        ),
+        "linear_4bit": (linear.linear_4bit_kernel, four_bit, few, {}),
         "divergence": (triton_rows.divergence_kernel, logits, flags, fused),
         "divergence_tempered": (triton_rows.divergence_kernel, logits, flags | {"PLAIN": False}, fused),
         "divergence_fp32": (
@@ -123,7 +142,7 @@ def test_compiles_to_a_cubin_without_spills(name: str, capability: int, tmp_path
 def test_compiled_arithmetic_keeps_the_bits(tmp_path: Path) -> None:
     """Every division is IEEE-rounded, nothing is fused, and bf16 is rounded to nearest."""
     table = kernels()
-    for name in [name for name in table if not name.startswith("divergence")]:
+    for name in [name for name in table if not name.startswith(("divergence", "linear", "decode_rows"))]:
         kernel, pointers, constants, options = table[name]
         ptx = compile_kernel(kernel, pointers, constants, 90, **options).asm["ptx"]
         assert "fma.rn.f32" not in ptx, name
@@ -131,6 +150,11 @@ def test_compiled_arithmetic_keeps_the_bits(tmp_path: Path) -> None:
         assert ".ftz" not in ptx, name
         if name == "dequantize":
             assert "cvt.rn.bf16" in ptx
+    for capability, instruction in ((80, "mma.sync.*s32.s8.s8.s32"), (90, "(wgmma|mma).*s8")):
+        kernel, pointers, constants, options = table["linear_int8"]
+        ptx = compile_kernel(kernel, pointers, constants, capability, **options).asm["ptx"]
+        assert re.search(instruction, ptx), "the product does not run on the tensor cores' integers"
+        assert "fma.rn.f32" not in ptx and not re.search(r"div\.(full|approx)", ptx)
 
 
 def test_interpreted_numbers_equal_the_reference() -> None:

@@ -50,12 +50,12 @@ def test_all_readers_of_a_norm_are_targets() -> None:
                 continue
             seen: list[torch.Tensor] = []
             readers = set()
-            hooks = [edge.source.register_forward_hook(lambda _, __, out: seen.append(out))]
+            hooks = [edge.source.register_forward_hook(lambda _, __, out: seen.append(out))]  # noqa: B023
             for module in model.modules():
                 if getattr(module, "weight", None) is not None and module.weight.dim() == 2:
                     hooks.append(
                         module.register_forward_pre_hook(
-                            lambda m, args: readers.add(m) if any(args[0] is s for s in seen) else None
+                            lambda m, args: readers.add(m) if any(args[0] is s for s in seen) else None  # noqa: B023
                         )
                     )
             with torch.no_grad():

@@ -47,6 +47,57 @@ def test_repacking_is_off(nf4_folder: Path) -> None:
     assert layers and not any(m.support_avx512bf16_for_cpu for m in layers)
 
 
+def test_layers_run_on_our_kernels_and_stay_what_they_were(nf4_folder: Path) -> None:
+    model, stored = load_model(nf4_folder), load_model(nf4_folder, plain=True).state_dict()
+    layers = [m for m in model.modules() if is_four_bit(m)]
+    assert {type(m).__name__ for m in layers} == {"KernelLinear4bit"}
+    assert stored.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 33])
+def test_logits_equal_the_dequantized_reference(nf4_folder: Path, tokens: int) -> None:
+    model = load_model(nf4_folder)
+    ids = torch.arange(10, 10 + tokens)[None]
+    with torch.no_grad():
+        actual, expected = model(ids).logits, reference(model)(ids).logits
+    assert (actual - expected).norm() / expected.norm() < 1e-5
+
+
+def test_another_state_is_noticed(nf4_folder: Path) -> None:
+    """peft merges an adapter by giving the layer a new weight."""
+    from bitsandbytes.nn import Params4bit
+
+    layer: Any = next(m for m in load_model(nf4_folder).modules() if is_four_bit(m))
+    x = torch.randn(2, layer.in_features)
+    with torch.no_grad():
+        layer(x)
+        layer.weight = Params4bit(dequantized(layer) * 3 + 0.1, requires_grad=False, quant_type="nf4").to("cpu")
+        torch.testing.assert_close(layer(x), x @ dequantized(layer).t(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tied_embedding_in_four_bits_is_never_dense() -> None:
+    from compress_kernels import NF4_CODE, decode_rows_4bit, effective_absmax, quantize_4bit
+
+    from compress.runtime.four_bit import FourBitEmbedding, put_embedding
+    from tests.models import tiny
+
+    _, model = tiny("llama", tie_word_embeddings=True)
+    ids = torch.arange(3, 20)[None]
+    dense = model.get_input_embeddings().weight
+    q = quantize_4bit(dense, block=32)
+    codes = q.codes.view(len(dense), -1)
+    with torch.no_grad():
+        dense.copy_(decode_rows_4bit(codes, effective_absmax(q), NF4_CODE, 32, dtype=torch.float32))
+        expected = model(ids).logits
+        put_embedding(model, FourBitEmbedding(codes, effective_absmax(q), NF4_CODE, 32, dtype=torch.float32))
+        torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False)[:, : ids.shape[1]], ids)
+    held = [t for t in [*model.parameters(), *model.buffers()] if t.numel() == dense.numel()]
+    assert not held, "a dense embedding is still there"
+    assert model.get_output_embeddings().codes.data_ptr() == model.get_input_embeddings().codes.data_ptr()
+
+
 def test_gradient_to_the_input_equals_the_dequantized_reference(nf4_folder: Path) -> None:
     model = load_model(nf4_folder)
     ids = torch.arange(10, 42)[None]

@@ -11,9 +11,8 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "numbers.h"
 #include "parallel.h"
-
-enum { F32 = 0, BF16 = 1, F16 = 2 };
 
 static const float ABSMAX_FLOOR = 1e-38f;
 
@@ -30,60 +29,31 @@ typedef struct {
 
 typedef struct {
     const uint8_t *codes;
-    const float *absmax;
-    const float *table; /* 16, by code */
+    const void *scales;
+    const float *offsets; /* one a block, or NULL */
+    const float *table;   /* 16, by code */
     void *out;
     int64_t count, block;
-    int dtype;
+    int scale_dtype, dtype;
 } dequantize_job;
 
-static inline uint32_t bits_of(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    return u;
-}
-
-static inline float float_of(uint32_t u) {
-    float x;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
-static inline float half_to_float(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, mantissa = h & 0x3ff;
-    if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa << 13));
-    if (exponent) return float_of(sign | ((exponent + 112) << 23) | (mantissa << 13));
-    float magnitude = (float)mantissa * 0x1p-24f;
-    return float_of(sign | bits_of(magnitude));
-}
-
-static inline uint16_t float_to_half(float x) {
-    uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000, magnitude = u & 0x7fffffff;
-    if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00);
-    if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
-    /* Below 2^-14 the sum's last place is 2^-24, the step of a subnormal half, so the addition itself rounds. */
-    if (magnitude < 0x38800000) return (uint16_t)(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
-    uint32_t rounded = magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1);
-    return (uint16_t)(sign | (rounded >> 13));
-}
-
-static inline uint16_t float_to_bfloat(float x) {
-    uint32_t u = bits_of(x);
-    if ((u & 0x7fffffff) > 0x7f800000) return 0x7fc0;
-    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-
-static inline float load_weight(const void *weights, int dtype, int64_t i) {
-    if (dtype == F32) return ((const float *)weights)[i];
-    uint16_t h = ((const uint16_t *)weights)[i];
-    return dtype == BF16 ? float_of((uint32_t)h << 16) : half_to_float(h);
-}
+typedef struct {
+    dequantize_job all;
+    const int64_t *ids;
+    int64_t width;
+    range_fn blocks;
+} decode_rows_job;
 
 /* The scale divides with its sign: an effective absmax (offset + residual) can come out slightly negative. */
 static inline float divisor_of(float absmax) {
     float magnitude = fabsf(absmax);
     if (magnitude < ABSMAX_FLOOR) magnitude = ABSMAX_FLOOR;
     return copysignf(magnitude, absmax);
+}
+
+static inline float scaled_value(const dequantize_job *job, int64_t index, int code) {
+    float value = job->table[code] * load_number(job->scales, job->scale_dtype, index);
+    return job->offsets ? value + job->offsets[index] : value;
 }
 
 #define TARGET
@@ -101,16 +71,15 @@ static inline float divisor_of(float absmax) {
 #include "blockwise4bit_avx512.h"
 #endif
 
-typedef void (*blocks_fn)(void *job, int64_t begin, int64_t end);
-
-/* level: 0 portable, 1 AVX2, 2 AVX-512; the caller asks for the best with ck_cpu_level(), tests ask for each. */
+/* level: 0 portable, 1 AVX2, 2 AVX-512, 3 with VNNI; the caller asks for the best with ck_cpu_level(), tests for each. */
 EXPORT int ck_cpu_level(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
 #endif
     return 0;
 }
@@ -119,25 +88,56 @@ EXPORT void ck_quantize_4bit(const void *weights, int dtype, int64_t count, int6
                              const uint8_t *order, const float *given, float *absmax, uint8_t *codes, int threads,
                              int level) {
     quantize_job job = {weights, bounds, order, given, absmax, codes, count, block, dtype};
-    blocks_fn fn = quantize_blocks_portable;
+    range_fn fn = quantize_blocks_portable;
 #if defined(__x86_64__)
     if (level == 1) fn = quantize_blocks_avx2;
-    if (level == 2) fn = quantize_blocks_avx512;
+    if (level >= 2) fn = quantize_blocks_avx512;
 #endif
     prefer_huge_pages(codes, count / 2);
     parallel_range((count + block - 1) / block, 65536 / block, threads, fn, &job);
 }
 
-EXPORT void ck_dequantize_4bit(const uint8_t *codes, const float *absmax, const float *table, void *out, int dtype,
-                               int64_t count, int64_t block, int threads, int level) {
-    dequantize_job job = {codes, absmax, table, out, count, block, dtype};
-    blocks_fn fn = dequantize_blocks_portable;
+static range_fn dequantizer(int level) {
 #if defined(__x86_64__)
-    if (level == 1) fn = dequantize_blocks_avx2;
-    if (level == 2) fn = dequantize_blocks_avx512;
+    if (level == 1) return dequantize_blocks_avx2;
+    if (level >= 2) return dequantize_blocks_avx512;
 #endif
-    prefer_huge_pages(out, count * (dtype == F32 ? 4 : 2));
-    parallel_range((count + block - 1) / block, 262144 / block, threads, fn, &job);
+    (void)level;
+    return dequantize_blocks_portable;
+}
+
+/* table[code] * scale, plus the block's offset if there are offsets: each step rounded, and once more to dtype. */
+EXPORT void ck_dequantize_4bit(const uint8_t *codes, const void *scales, int scale_dtype, const float *offsets,
+                               const float *table, void *out, int dtype, int64_t count, int64_t block, int threads,
+                               int level) {
+    dequantize_job job = {codes, scales, offsets, table, out, count, block, scale_dtype, dtype};
+    prefer_huge_pages(out, count * bytes_of(dtype));
+    parallel_range((count + block - 1) / block, 262144 / block, threads, dequantizer(level), &job);
+}
+
+static void decode_rows(void *data, int64_t begin, int64_t end) {
+    const decode_rows_job *job = data;
+    const int64_t blocks = job->width / job->all.block;
+    for (int64_t row = begin; row < end; row++) {
+        dequantize_job one = job->all;
+        one.codes += job->ids[row] * job->width / 2;
+        one.scales = (const char *)one.scales + job->ids[row] * blocks * bytes_of(one.scale_dtype);
+        if (one.offsets) one.offsets += job->ids[row] * blocks;
+        one.out = (char *)one.out + row * job->width * bytes_of(one.dtype);
+        one.count = job->width;
+        job->blocks(&one, 0, blocks);
+    }
+}
+
+/* The same for chosen rows of a matrix [outs, width]; width is a multiple of block. Returns 1 if there is no such row. */
+EXPORT int ck_decode_rows_4bit(const uint8_t *codes, const void *scales, int scale_dtype, const float *offsets,
+                               const float *table, const int64_t *ids, int64_t rows, int64_t width, void *out, int64_t outs,
+                               int dtype, int64_t block, int threads, int level) {
+    for (int64_t row = 0; row < rows; row++)
+        if (ids[row] < 0 || ids[row] >= outs) return 1;
+    decode_rows_job job = {{codes, scales, offsets, table, out, 0, block, scale_dtype, dtype}, ids, width, dequantizer(level)};
+    parallel_range(rows, 1 + 262144 / (width + 1), threads, decode_rows, &job);
+    return 0;
 }
 
 /* The second level of double quantization: 8-bit codes of (absmax - offset), blocks of 256, no rounding beyond

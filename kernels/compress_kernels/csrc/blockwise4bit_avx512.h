@@ -167,7 +167,8 @@ AVX512 static void dequantize_blocks_avx512(void *data, int64_t begin, int64_t e
         }
         int64_t i = index * block;
         const uint8_t *codes = job->codes + i / 2;
-        __m512 scaled = _mm512_mul_ps(table, _mm512_set1_ps(job->absmax[index]));
+        __m512 scaled = _mm512_mul_ps(table, _mm512_set1_ps(load_number(job->scales, job->scale_dtype, index)));
+        if (job->offsets) scaled = _mm512_add_ps(scaled, _mm512_set1_ps(job->offsets[index]));
         if (job->dtype == F32) {
             float *out = (float *)job->out + i;
             for (int64_t j = 0; j < block; j += 32) {

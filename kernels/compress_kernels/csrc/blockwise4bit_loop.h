@@ -10,7 +10,7 @@ TARGET static void NAME(quantize_one)(const quantize_job *job, int64_t index, fl
         const uint16_t *source = (const uint16_t *)job->weights + begin;
         for (int64_t i = 0; i < length; i++) weights[i] = float_of((uint32_t)source[i] << 16);
     } else {
-        for (int64_t i = 0; i < length; i++) weights[i] = load_weight(job->weights, F16, begin + i);
+        for (int64_t i = 0; i < length; i++) weights[i] = load_number(job->weights, F16, begin + i);
     }
     float absmax;
     if (job->given) {
@@ -59,7 +59,7 @@ TARGET static void NAME(dequantize_one)(const dequantize_job *job, int64_t index
     int64_t length = job->count - begin < job->block ? job->count - begin : job->block;
     const uint8_t *codes = job->codes + begin / 2;
     float scaled[16];
-    for (int k = 0; k < 16; k++) scaled[k] = job->table[k] * job->absmax[index];
+    for (int k = 0; k < 16; k++) scaled[k] = scaled_value(job, index, k);
     if (job->dtype == F32) {
         float *out = (float *)job->out + begin;
         for (int64_t i = 0; i < length; i++) out[i] = scaled[codes[i / 2] >> (i % 2 ? 0 : 4) & 15];

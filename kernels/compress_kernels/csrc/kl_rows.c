@@ -87,7 +87,7 @@ EXPORT void ck_divergence_rows(void *student, int student_dtype, const void *tea
     range_fn fn = divergence_rows_portable;
 #if defined(__x86_64__)
     if (level == 1) fn = divergence_rows_avx2;
-    if (level == 2) fn = divergence_rows_avx512;
+    if (level >= 2) fn = divergence_rows_avx512;
 #endif
     parallel_range(rows, 1 + 65536 / (vocab + 1), threads, fn, &job);
 }

@@ -15,6 +15,7 @@ from compress.distill.stage import Distill
 from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
 from compress.export.base import Export
+from compress.export.compressed_tensors.settings import CompressedTensorsExport
 from compress.export.gguf.settings import GGUFExport
 from compress.export.settings import HFExport
 from compress.prune.stage import Compensate, Prune
@@ -52,6 +53,7 @@ OTHERS: dict[str, type[Any]] = {
     "evaluate/default": Evaluation,
     "export/hf": HFExport,
     "export/gguf": GGUFExport,
+    "export/compressed_tensors": CompressedTensorsExport,
     "report/default": Report,
 }
 

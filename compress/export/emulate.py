@@ -15,11 +15,18 @@ BLOCK = 32
 
 
 def blocks_of_32(x: Tensor) -> Tensor:
-    """ggml's Q8_0 for activations: d = absmax / 127 of 32 neighbours, kept as fp16; codes are chosen with the exact d."""
+    """ggml's Q8_0 for activations: d = absmax / 127 of 32 neighbours, stored in fp16; the codes are chosen before."""
     rows = x.float().reshape(-1, BLOCK)
     step = rows.abs().amax(-1, keepdim=True) / 127
     codes = torch.where(step > 0, rows / step, torch.zeros_like(rows)).round()
     return (codes * step.half().float()).reshape(x.shape).to(x.dtype)
+
+
+def tokens_to_int8(x: Tensor) -> Tensor:
+    """compressed-tensors' dynamic INT8: one step per token, absmax / 127.5, in the type of `x`."""
+    step = x.abs().amax(-1, keepdim=True) / 127.5
+    step = torch.where(step == 0, torch.full_like(step, torch.finfo(x.dtype).eps), step)
+    return (x / step).clamp(-128, 127).round() * step
 
 
 def half(x: Tensor) -> Tensor:

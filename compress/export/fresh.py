@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -80,10 +81,8 @@ class FreshProcess:
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._child.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended: the reply below says why
             print(json.dumps(question), file=self._child.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has ended: the reply below says why
         return self._reply()
 
     def _reply(self) -> dict[str, Any]:

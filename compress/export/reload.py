@@ -53,9 +53,10 @@ class Compress(Transformers):
     """`compress.load`, for the layout that only it reads."""
 
     def __init__(self, folder, threads, longest):
-        import compress
         import torch
         from transformers import AutoTokenizer
+
+        import compress
 
         del longest
         torch.set_num_threads(threads)

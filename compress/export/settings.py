@@ -25,7 +25,7 @@ class Merge(str, Enum):
 
 @dataclass
 class HFExport(Export):
-    """A Hugging Face folder that plain `transformers` (and `peft`) loads; one of several grids needs `compress.load`."""
+    """A Hugging Face folder that plain `transformers` (and `peft`) loads; weights on mixed grids need `compress.load`."""
 
     merge: Merge = Merge.none
     """none: adapter beside the 4-bit base, as measured; dense: adapter added to the decoded base, a bf16 model."""

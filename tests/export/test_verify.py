@@ -20,7 +20,6 @@ from compress.export.verify import RoundTrip, compare, verify
 from compress.runtime.loading import load_model
 from compress.stage import DENSE
 
-
 IDS = torch.arange(3, 35)[None]
 
 

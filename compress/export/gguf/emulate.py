@@ -38,7 +38,7 @@ def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -
     for name, value, grid in delivered(checkpoint):
         path = name.removesuffix(".weight")
         dense = not isinstance(value, Encoded)
-        if path == name or path == modules.positions or (dense and value.dim() == 1):
+        if path in (name, modules.positions) or (dense and value.dim() == 1):
             continue
         conv1d = modules.conv1d and name not in outer
         kind, data = stored_as(name, value, grid, type_of, name in outer, conv1d)

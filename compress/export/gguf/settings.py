@@ -32,8 +32,8 @@ class GGUFType(str, Enum):
 class GGUFExport(Export):
     """A GGUF file for llama.cpp, of the Llama, Qwen2, Qwen3 and GPT-2 families.
 
-    What already lies on a GGUF grid is written with its codes unchanged. The settings say what becomes of dense weights;
-    a row that is no whole number of blocks of 32 stays f16, and vectors are f32.
+    What already lies on a GGUF grid is written with its codes unchanged. The settings say what becomes of dense
+    weights; a row that is no whole number of blocks of 32 stays f16, and vectors are f32.
     """
 
     type: GGUFType = GGUFType.f16
@@ -41,7 +41,7 @@ class GGUFExport(Export):
     embedding: Optional[GGUFType] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
     """Of a dense embedding and output head; by default f16 beside f16, else q8_0, as llama.cpp has it."""
     tensors: dict[str, GGUFType] = field(default_factory=dict)
-    """Exceptions: a part of a weight's name, such as "mlp.down_proj" or "layers.0.", and its type; the last fit wins."""
+    """Exceptions: a part of a weight's name ("mlp.down_proj", "layers.0.") and its type; the last one that fits."""
 
     format: ClassVar[str] = "gguf"
     usage: ClassVar[str] = (

@@ -1,7 +1,7 @@
 """Writes a GGUF file tensor by tensor: types and sizes first, then the bytes.
 
-llama.cpp turns neighbouring entries of a head where transformers turns the first half against the second, so the rows of
-Llama's query and key projections are put in its order; a row's codes move with it, unchanged.
+llama.cpp turns neighbouring entries of a head where transformers turns the first half against the second, so the rows
+of Llama's query and key projections are put in its order; a row's codes move with it, unchanged.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Merge(str, Enum):
 
 @dataclass
 class HFExport(Export):
-    """A Hugging Face folder that plain `transformers` (and `peft`) loads; weights on mixed grids need `compress.load`."""
+    """A Hugging Face folder that plain `transformers` (and `peft`) loads; other grids need `compress.load`."""
 
     merge: Merge = Merge.none
     """none: adapter beside the 4-bit base, as measured; dense: adapter added to the decoded base, a bf16 model."""
@@ -40,8 +40,9 @@ class HFExport(Export):
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """`compress` for a layout of ours."""
-        ours = (checkpoint.raw_config.get("quantization_config") or {}).get("quant_method") == "compress"
-        return "compress" if ours else "transformers"
+        from compress.runtime.encoded import quantization_of
+
+        return "transformers" if quantization_of(checkpoint.raw_config) is None else "compress"
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Weights, config, tokenizer, adapter."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from compress.arch import adapter_for
+from compress.arch.linears import linear_paths
+from compress.grids import Encoded
+from compress.runtime.encoded import encoded_tensors
 from compress.stage import ADAPTER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from compress.checkpoint import Checkpoint
-    from compress.grids import Encoded, Grid
+    from compress.grids import Grid
 
 
 def delivered(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor | Encoded, Grid | None]]:
@@ -41,5 +48,26 @@ def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor | Encoded, Gri
         for name, tensor in merged_weights(load_model(checkpoint.folder), conv1d):
             yield name, tensor.detach(), None
         return
-    for name, tensor in checkpoint.tensors():
-        yield name, tensor, None
+    yield from encoded_tensors(checkpoint)
+
+
+def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """The plain model of the same weights, decoded in `dtype`, that computes without any rounding of activations."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(checkpoint.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    conv1d = adapter_for(config).modules.conv1d
+    linears = {f"{path}.weight" for path in linear_paths(config)}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value, grid in delivered(checkpoint):
+            dense = value
+            if isinstance(value, Encoded):
+                assert grid is not None
+                dense = grid.decode(replace(value, dtype=torch.float32))
+                dense = dense.t() if conv1d and name in linears else dense
+            parameters[name].copy_(dense)
+    return model

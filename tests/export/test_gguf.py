@@ -219,3 +219,114 @@ def test_an_unknown_tokenizer_is_refused(tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(UserError, match="Whitespace"):
         words_cut(tokenizer)
+
+
+def on_grids(folder: Path, family: str, linears: str, outer: str) -> Checkpoint:
+    """A tiny checkpoint in our own layout, its projections on one grid, embedding and head on another."""
+    from compress.arch.linears import linear_paths
+    from compress.checkpoint import TensorWriter, write_config
+    from compress.grids import grid_named
+    from compress.runtime.encoded import own_config, own_layout
+    from compress.stage import QUANTIZED
+
+    config, model = save(family, folder)
+    conv1d = family == "gpt2"
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight" or not conv1d}
+    paths = dict.fromkeys(linear_paths(config), linears)
+    paths |= {name: outer for name in ("model.embed_tokens", "lm_head", "transformer.wte") if f"{name}.weight" in state}
+    (folder / "model.safetensors").unlink()
+    writer = TensorWriter(folder)
+    for name, tensor in state.items():
+        path = name.removesuffix(".weight")
+        if path == name or path not in paths:
+            writer.add(name, tensor)
+            continue
+        weight = tensor.t() if conv1d and path != "transformer.wte" else tensor
+        for part, value in own_layout(name, grid_named(paths[path]).encode(weight.contiguous())).items():
+            writer.add(part, value)
+    writer.close()
+    write_config(folder, config, {"quantization_config": own_config(paths, None)})
+    return Checkpoint(folder, frozenset({QUANTIZED}))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_codes_of_a_checkpoint_are_written_unchanged(family: str, tmp_path: Path) -> None:
+    """Not a bit of any block differs, and llama.cpp says what the decoded model says."""
+    from safetensors.torch import load_file
+
+    from compress.export.base import SAME_SCHEME
+    from compress.export.tensors import dense_model
+
+    checkpoint = on_grids(tmp_path / "model", family, "q4_0", "q5_1")
+    settings = GGUFExport()
+    settings.check(checkpoint)
+    settings.write(checkpoint, tmp_path / "artifact")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    blocks = {name.removesuffix(".weight.blocks"): tensor for name, tensor in stored.items() if "blocks" in name}
+    read = {t.name: t for t in gguf.GGUFReader(tmp_path / "artifact" / FILE).tensors}
+    written = {name: t for name, t in read.items() if t.tensor_type.name not in ("F32", "F16")}
+    assert len(written) == len(blocks) == (28 + 2 if family == "llama" else 16 + 1)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA if family == "llama" else gguf.MODEL_ARCH.GPT2, 4)
+    heads = {"q_proj": 4, "k_proj": 2}
+    for path, tensor in blocks.items():
+        part = path.rpartition(".")[2]
+        expected = turned(tensor, heads[part]) if part in heads else tensor
+        assert written[f"{names.get_name(path)}.weight"].data.tobytes() == expected.contiguous().numpy().tobytes(), path
+    expectation = settings.expect(checkpoint, IDS, lambda given, dtype: dense_model(given, dtype or torch.float32))
+    assert expectation.emulated is not None and expectation.tolerance == SAME_SCHEME
+    with FreshProcess("llama_cpp", tmp_path / "artifact", 1, 128) as process:
+        found = verify(process, expectation, IDS)
+    assert found.verified and found.emulation is not None and found.emulation["mean_kl"] < 3e-3, found
+
+
+def test_other_grids_are_not_rounded_twice(tmp_path: Path) -> None:
+    checkpoint = on_grids(tmp_path / "model", "llama", "int4_g32", "int8")
+    with pytest.raises(UserError, match="grid int8"):
+        GGUFExport(type=GGUFType.q4_0).write(checkpoint, tmp_path / "refused")
+    GGUFExport().write(checkpoint, tmp_path / "artifact")
+    kinds = {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "artifact" / FILE).tensors}
+    assert kinds == {"F16", "F32"}
+
+
+def test_a_run_delivers_it_and_verify_names_what_is_damaged(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    import compress
+    from tests.pipelines.helpers import tiny_run
+
+    more = ["+export@export.gguf=gguf", "export.gguf.type=q8_0", "stages.prune.keep=0.8", "evaluate.prompts=[]"]
+    report = compress.run(tiny_run("prune_only", tiny_llama, text_file, tmp_path / "out", *more))
+    artifacts = {artifact["name"]: artifact for artifact in report["artifacts"]}
+    assert all(artifact["verified"] for artifact in artifacts.values()), artifacts
+    found, folder = artifacts["gguf"], Path(artifacts["gguf"]["path"])
+    # the same model in two runtimes
+    assert found["metrics"]["ppl"] == pytest.approx(artifacts["hf"]["metrics"]["ppl"], rel=0.02)
+    assert found["metrics"]["bytes"] == found["bytes"] == (folder / FILE).stat().st_size
+    assert found["speed"]["decode_tokens_per_second"] > 0 and found["emulation"]["mean_kl"] < found["mean_kl"]
+    assert "llama_cpp" in (folder / "README.md").read_text()
+    again = compress.run(["mode=verify", f"artifact={folder}"])
+    assert again["status"] == 0 and "answers as it did" in again["message"]
+    content = bytearray((folder / FILE).read_bytes())
+    content[-5] ^= 1
+    (folder / FILE).write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"tensor .* of model.gguf"):
+        compress.run(["mode=verify", f"artifact={folder}"])
+    (folder / FILE).write_bytes(bytes(content[:-200]))
+    with pytest.raises(UserError, match=r"written: model.gguf"):
+        compress.run(["mode=verify", f"artifact={folder}"])
+
+
+def test_a_missing_runtime_is_said_before_any_work(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    import compress
+    from tests.pipelines.helpers import tiny_run
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "llama_cpp" else find(name, *a))
+    with pytest.raises(UserError, match="llama_cpp") as raised:
+        compress.run(tiny_run("prune_only", tiny_llama, text_file, tmp_path / "out", "+export@export.gguf=gguf"))
+    assert "pip install" in raised.value.hint
+    assert not (tmp_path / "out" / "artifacts").exists()

@@ -175,8 +175,7 @@ def kind_of(name: str, grid: Grid | None, scheme: Scheme) -> Kind | None:
     }
     if not fits[scheme]:
         raise UserError(
-            f"{name} is on the grid {grid.name if grid else 'dense'}, so it cannot be written as {scheme.value} without "
-            "rounding it twice.",
+            f"{name} is on the grid {grid.name if grid else 'dense'}: {scheme.value} would round it twice.",
             "Give scheme=auto, or quantize on a grid of that scheme.",
         )
     if isinstance(grid, Int8):

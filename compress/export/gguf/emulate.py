@@ -9,8 +9,10 @@ import torch
 from compress.arch import adapter_for
 from compress.export.emulate import Rounding, answer, blocks_of_32, half, rounded_inputs
 from compress.export.gguf.write import stored_as
-from compress.export.tensors import delivered
+from compress.export.tensors import delivered, dense_model
 from compress.grids import Encoded, grid_named
+from compress.runtime.encoded import quantization_of
+from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,14 +23,17 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -> tuple[Tensor, Tensor | None]:
-    """Logits [length, vocab] of the pipeline's model in fp32, and of its emulation if the file holds blocks.
+def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -> tuple[Tensor, Tensor | None, bool]:
+    """What the file must answer to `ids`.
 
-    Weights that the export rounded are rounded in the emulation too; those that were on their grid before are the
-    pipeline's own.
+    Returns:
+        Logits [length, vocab] of the pipeline's model in fp32; those of its emulation, or None where the pipeline's
+        model computes what the file says; and whether the file holds blocks, so that activations are rounded.
+
+    Weights that the export rounded are rounded in the emulation too; those that were on their grid before are decoded.
     """
-    model = load(checkpoint, torch.float32)
-    pipeline = answer(model, ids)
+    pipeline = answer(load(checkpoint, torch.float32), ids)
+    model = dense_model(checkpoint, torch.float32)
     architecture = adapter_for(checkpoint.config)
     modules, shape = architecture.modules, architecture.shape(checkpoint.config)
     outer = [f"{modules.embedding}.weight", f"{modules.head}.weight"]
@@ -45,18 +50,19 @@ def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -
         on_blocks = kind not in ("F16", "F32")
         rounds |= on_blocks
         if dense and on_blocks:
-            weight = grid_named(kind.lower()).decode(
-                Encoded({"blocks": data}, _rows_first(value, conv1d), torch.float32)
-            )
+            size = value.t().shape if conv1d else value.shape
+            weight = grid_named(kind.lower()).decode(Encoded({"blocks": data}, size, torch.float32))
             parameters[name].copy_(weight.t() if conv1d else weight)
         reads = modules.head if path == modules.embedding and shape.tied else path
         if kind != "F32" and reads != modules.embedding:
             rules[reads] = blocks_of_32 if on_blocks else half
-    if not rounds:
-        return pipeline, None
+    if not rounds and computes_plainly(checkpoint):
+        return pipeline, None, False
     with rounded_inputs(model, rules):
-        return pipeline, answer(model, ids)
+        return pipeline, answer(model, ids), rounds
 
 
-def _rows_first(weight: Tensor, conv1d: bool) -> torch.Size:
-    return weight.t().shape if conv1d else weight.shape
+def computes_plainly(checkpoint: Checkpoint) -> bool:
+    """Whether the pipeline's model multiplies decoded weights with activations as they are, in the type asked for."""
+    own = quantization_of(checkpoint.raw_config)
+    return DENSE in checkpoint.traits or (own is not None and own["activations"] is None)

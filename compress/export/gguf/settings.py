@@ -90,8 +90,12 @@ class GGUFExport(Export):
         """The model in fp32; where the file holds blocks, an emulation of the rounded activations too."""
         from compress.export.gguf.emulate import expected
 
-        pipeline, emulated = expected(checkpoint, self.type_of, ids, load)
+        pipeline, emulated, rounds = expected(checkpoint, self.type_of, ids, load)
         if emulated is None:
             return Expectation(pipeline, self.within(SAME_FP32))
+        if not rounds:
+            return Expectation(
+                pipeline, self.within(SAME_FP32), emulated, "the same weights decoded, activations in fp16"
+            )
         scheme = "activations rounded to 8 bits in blocks of 32, as llama.cpp rounds them"
         return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)

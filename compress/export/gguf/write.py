@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,8 @@ def stored_as(
                 f"{name} is on the grid {grid.name}: writing it as {type_of(name, outer).value} would round it twice.",
                 "Quantize on a GGUF grid instead (q4_0, q8_0, q5_0, q5_1), or give export.gguf.type=f16.",
             )
-        return _half(grid.decode(value))
+        # on its grid a linear is [out, in] in every family
+        return _half(grid.decode(replace(value, dtype=torch.float32)))
     if value.dim() == 1:
         return "F32", value.float()
     weight = value.t().contiguous() if conv1d else value

@@ -12,8 +12,8 @@ import torch
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.grids import Encoded
-from compress.runtime.encoded import encoded_tensors
-from compress.stage import ADAPTER
+from compress.runtime.encoded import encoded_tensors, quantization_of
+from compress.stage import ADAPTER, DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,3 +71,9 @@ def dense_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
                 dense = dense.t() if conv1d and name in linears else dense
             parameters[name].copy_(dense)
     return model
+
+
+def computes_plainly(checkpoint: Checkpoint) -> bool:
+    """Whether the pipeline's model multiplies decoded weights with activations as they are, in the type asked for."""
+    own = quantization_of(checkpoint.raw_config)
+    return DENSE in checkpoint.traits or (own is not None and own["activations"] is None)

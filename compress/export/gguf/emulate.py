@@ -8,11 +8,9 @@ import torch
 
 from compress.arch import adapter_for
 from compress.export.emulate import Rounding, answer, blocks_of_32, half, rounded_inputs
-from compress.export.gguf.write import stored_as
-from compress.export.tensors import delivered, dense_model
+from compress.export.gguf.write import DTYPES, contents, kind_of
+from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.grids import Encoded, grid_named
-from compress.runtime.encoded import quantization_of
-from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,10 +44,11 @@ def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -
         if path in (name, modules.positions) or (dense and value.dim() == 1):
             continue
         conv1d = modules.conv1d and name not in outer
-        kind, data = stored_as(name, value, grid, type_of, name in outer, conv1d)
-        on_blocks = kind not in ("F16", "F32")
+        kind = kind_of(name, value, grid, type_of, name in outer, conv1d)
+        on_blocks = kind not in DTYPES
         rounds |= on_blocks
         if dense and on_blocks:
+            data = contents(kind, value, None, conv1d)
             size = value.t().shape if conv1d else value.shape
             weight = grid_named(kind.lower()).decode(Encoded({"blocks": data}, size, torch.float32))
             parameters[name].copy_(weight.t() if conv1d else weight)
@@ -60,9 +59,3 @@ def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -
         return pipeline, None, False
     with rounded_inputs(model, rules):
         return pipeline, answer(model, ids), rounds
-
-
-def computes_plainly(checkpoint: Checkpoint) -> bool:
-    """Whether the pipeline's model multiplies decoded weights with activations as they are, in the type asked for."""
-    own = quantization_of(checkpoint.raw_config)
-    return DENSE in checkpoint.traits or (own is not None and own["activations"] is None)

@@ -84,7 +84,7 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
     if config.mode is Mode.verify:
         from compress.export.check import check_artifact
 
-        return check_artifact(config.artifact)
+        return check_artifact(config.artifact, config.threads)
     if config.mode is Mode.sweep_report:
         from compress.sweep.write import report_folder
 

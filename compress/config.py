@@ -14,6 +14,9 @@ from compress.data import HubText, PythonDocs, Sotu, TextFiles
 from compress.distill.stage import Distill
 from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
+from compress.export.base import Export
+from compress.export.compressed_tensors.settings import CompressedTensorsExport
+from compress.export.gguf.settings import GGUFExport
 from compress.export.settings import HFExport
 from compress.prune.stage import Compensate, Prune
 from compress.quant.mixed import Mixed
@@ -51,6 +54,8 @@ OTHERS: dict[str, type[Any]] = {
     "train/default": Training,
     "evaluate/default": Evaluation,
     "export/hf": HFExport,
+    "export/gguf": GGUFExport,
+    "export/compressed_tensors": CompressedTensorsExport,
     "report/default": Report,
 }
 
@@ -163,6 +168,13 @@ def build(composed: Any) -> Config:
                     f"stages.{name} is not a stage.",
                     f"Add one with +GROUP@stages.{name}=OPTION, where GROUP=OPTION is one of: "
                     + ", ".join(path.replace("/", "=") for path in STAGES),
+                )
+        for name, export in config.export.items():
+            if not isinstance(export, Export):
+                raise UserError(
+                    f"export.{name} is not an export.",
+                    f"Add one with +export@export.{name}=FORMAT, where FORMAT is one of: "
+                    + ", ".join(path.removeprefix("export/") for path in OTHERS if path.startswith("export/")),
                 )
         stages: dict[str, Stage] = config.stages
         check_chain(stages)

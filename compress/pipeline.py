@@ -70,7 +70,7 @@ class Run:
 
     def _finish_artifacts(self, report: dict[str, Any]) -> None:
         """A card that tells the whole run, and a manifest over everything that ships."""
-        from compress.export.hf import write_manifest
+        from compress.export.manifest import write_manifest
         from compress.report.card import render
 
         for artifact in report["artifacts"]:
@@ -91,6 +91,8 @@ class Run:
         if config.teacher is not None:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
         self._check_plans()
+        for export in config.export.values():
+            export.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_memory(config.stages, parameters)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")

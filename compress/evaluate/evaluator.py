@@ -91,16 +91,38 @@ class Evaluator:
 
         return load_model(checkpoint.folder, device=self.device, plain=plain)
 
+    def load_as(self, checkpoint: Checkpoint, dtype: torch.dtype | None) -> Any:
+        """The checkpoint as the pipeline's model, its dense tensors in `dtype`; None: as stored."""
+        from compress.runtime.loading import load_model
+
+        return load_model(checkpoint.folder, dtype=dtype, device=self.device)
+
+    def size(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Parameters and bytes."""
+        from compress.evaluate.size import measure_size
+
+        return dict(measure_size(checkpoint))
+
+    def quality_of(self, logits: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+        """Perplexity, KL and agreement on every text of whatever turns tokens [n] into logits [n, vocab]."""
+        from compress.evaluate.quality import measure_logits
+
+        references = self.references
+        figures: dict[str, Any] = {}
+        with self.progress.bar("evaluating in the runtime", sum(map(len, self.windows.values()))) as advance:
+            for prefix, reference in references.items():
+                figures |= measure_logits(logits, reference, advance).as_dict(prefix)
+        return figures
+
     def quality(self, checkpoint: Checkpoint, weights: str, plain: bool = False) -> dict[str, Any]:
         """Perplexity, KL and agreement on every text, and sizes. `weights` identifies the checkpoint's weights."""
 
         def compute() -> dict[str, Any]:
             from compress.evaluate.quality import measure
-            from compress.evaluate.size import measure_size
 
             references = self.references
             total = sum(len(windows) for windows in self.windows.values())
-            figures: dict[str, Any] = dict(measure_size(checkpoint))
+            figures = self.size(checkpoint)
             with self.progress.bar("evaluating", total) as advance:
                 model = self.load(checkpoint, plain)
                 for prefix, reference in references.items():

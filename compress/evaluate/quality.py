@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from compress_kernels import divergence
 from torch import Tensor
 
 from compress.train.module import head_weight, last_hidden
+
+ROWS = 128
+"""Positions whose logits are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,61 @@ def reference(model: Any, windows: Tensor, advance: Callable[[float], None]) -> 
 def measure(model: Any, original: Reference, advance: Callable[[float], None]) -> Quality:
     """Compare `model` with the original on the original's windows."""
     head, original_head = head_weight(model).detach(), original.head.to(model.device)
-    kl_means, nll, agree, scored = [], 0.0, 0, 0
+    tally = Tally()
     for window, state in zip(original.windows, original.hidden, strict=True):
         ids = window.to(model.device)
         hidden = last_hidden(model, ids[None])[0]
         tokens = divergence(hidden[:-1], head, state[:-1].to(model.device), original_head, ids[1:])
-        kl_means.append(tokens.kl.double().mean().item())
-        nll += tokens.nll_student.double().sum().item()
-        agree += int(tokens.top1_equal.sum())
-        scored += len(ids) - 1
+        tally.add(tokens.kl, tokens.nll_student, tokens.top1_equal)
         advance(1)
-    mean = sum(kl_means) / len(kl_means)
-    spread = sum((kl - mean) ** 2 for kl in kl_means) / max(1, len(kl_means) - 1)
-    return Quality(
-        ppl=math.exp(min(nll / scored, 700.0)),
-        kl_to_teacher=max(0.0, mean),
-        top1_agreement=agree / scored,
-        kl_stderr=math.sqrt(spread / len(kl_means)),
-        scored_tokens=scored,
-        windows=len(kl_means),
-    )
+    return tally.quality()
+
+
+@torch.no_grad()
+def measure_logits(
+    logits: Callable[[Tensor], Tensor], original: Reference, advance: Callable[[float], None]
+) -> Quality:
+    """The same for whatever turns tokens [length] into logits [length, vocab]."""
+    tally = Tally()
+    for window, state in zip(original.windows, original.hidden, strict=True):
+        found = logits(window)[:-1]
+        parts = []
+        for rows in range(0, len(found), ROWS):
+            student = found[rows : rows + ROWS].float().log_softmax(-1)
+            teacher = (state[rows : rows + len(student)] @ original.head.t()).float().log_softmax(-1)
+            kl = (teacher.exp() * (teacher - student)).sum(-1)
+            said = student.gather(1, window[rows + 1 : rows + 1 + len(student), None])[:, 0]
+            parts.append((kl, -said, student.argmax(-1) == teacher.argmax(-1)))
+        tally.add(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        advance(1)
+    return tally.quality()
+
+
+@dataclass
+class Tally:
+    """Adds windows up."""
+
+    kl_means: list[float] = field(default_factory=list)
+    nll: float = 0.0
+    agree: int = 0
+    scored: int = 0
+
+    def add(self, kl: Tensor, nll: Tensor, agree: Tensor) -> None:
+        """Of every scored token of one window."""
+        self.kl_means.append(kl.double().mean().item())
+        self.nll += nll.double().sum().item()
+        self.agree += int(agree.sum())
+        self.scored += len(kl)
+
+    def quality(self) -> Quality:
+        """Means over everything added."""
+        mean = sum(self.kl_means) / len(self.kl_means)
+        spread = sum((kl - mean) ** 2 for kl in self.kl_means) / max(1, len(self.kl_means) - 1)
+        return Quality(
+            ppl=math.exp(min(self.nll / self.scored, 700.0)),
+            kl_to_teacher=max(0.0, mean),
+            top1_agreement=self.agree / self.scored,
+            kl_stderr=math.sqrt(spread / len(self.kl_means)),
+            scored_tokens=self.scored,
+            windows=len(self.kl_means),
+        )

@@ -3,65 +3,146 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint import ADAPTER_CONFIG, Checkpoint, tensor_digests, weights_key
-from compress.export.settings import HFExport
+from compress.export import probe
+from compress.export.base import Expectation, Export
+from compress.export.fresh import FreshProcess, ReloadError
+from compress.export.verify import RoundTrip, verify
+from compress.keys import stage_fields
 from compress.store import content_key, file_digest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compress.evaluate.evaluator import Evaluator
 
 PART = ".unfinished"
+VERSION = 1
+"""Raised when the same artifact would be judged otherwise."""
+EVALUATED = ("tokens", "window", "speed", "prefill_tokens", "decode_tokens")
+TEXTS = (
+    "The year 2024 had 366 days; 1,234.5 is a number.",
+    "Größe, naïve, 東京, emoji 🙂 and a tab\there.",
+    "def f(x):\n    return x  # two  spaces\r\nnext line\n\n\nend ",
+    "It's what they'll say: don't, we've, I'm",
+)
+"""Where tokenizers differ, if they do."""
 
 
 def deliver(
-    name: str, settings: HFExport, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, threads: int
+    name: str, settings: Export, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, threads: int
 ) -> dict[str, Any]:
     """Write the artifact into `folder`, prove it and measure it.
 
     Returns:
         Its entry in the report.
     """
-    from compress.export.hf import write_artifact
-
     part = folder.with_name(folder.name + PART)
     shutil.rmtree(part, ignore_errors=True)
-    write_artifact(checkpoint, settings, part)
+    with evaluator.progress.bar(f"writing {settings.format}", 1) as advance:
+        settings.write(checkpoint, part)
+        advance(1)
     part.rename(folder)
-    digests = tensor_digests(folder)
-    weights = weights_key(digests) + file_digest(folder / "config.json")
-    proof = _proof(settings, checkpoint, folder, evaluator, weights, threads)
+    files = settings.weight_files(folder)
+    digest = weights_key(tensor_digests(folder) or {file.name: file_digest(file) for file in files})
+    weights = digest + (file_digest(folder / "config.json") if settings.plain_transformers else "")
     artifact = Checkpoint(folder, checkpoint.traits, checkpoint.name)
-    metrics = evaluator.quality(artifact, weights, plain=True) if proof["loaded"] else {}
+    size = sum(file.stat().st_size for file in files)
+    proof = _proof(settings, checkpoint, folder, evaluator, weights, threads)
+    if settings.plain_transformers and proof["loaded"]:
+        proof["metrics"] = evaluator.quality(artifact, weights, plain=True)
+    elif proof["metrics"]:
+        proof["metrics"] = evaluator.size(checkpoint) | {"bytes": size} | proof["metrics"]
     return {
         "name": name,
-        "format": "hf",
+        "format": settings.format,
         "path": str(folder),
-        "bytes": artifact.bytes(),
-        "sha256": weights_key(digests),
-        "merged": settings.merge.value,
+        "bytes": size,
+        "sha256": digest,
         "adapter": (folder / ADAPTER_CONFIG).is_file(),
+        "usage": settings.usage,
         **proof,
-        "metrics": metrics,
     }
 
 
 def _proof(
-    settings: HFExport, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, weights: str, threads: int
+    settings: Export, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, weights: str, threads: int
 ) -> dict[str, Any]:
-    """The round trip, or the remembered one of the same bytes under the same versions."""
-    asked = {"weights": weights, "probe": settings.probe_tokens, "kl": settings.max_kl}
+    """The round trip, speed and figures in the runtime; or what is remembered of the same bytes and versions."""
+    runtime = settings.runtime(checkpoint)
+    ids = evaluator.windows[""][:1, : settings.probe_tokens]
+    expectation = settings.expect(checkpoint, ids, evaluator.load_as)
+    probe.keep(folder, ids, expectation, {"format": settings.format, "runtime": runtime})
+    asked = {
+        "weights": weights,
+        "fields": stage_fields(settings),
+        "evaluate": {name: getattr(evaluator.settings, name) for name in EVALUATED},
+        "runtime": {name: module_version(name) for name in (runtime, *settings.packages)},
+        "version": VERSION,
+    }
     key = content_key({"kind": "proof", "asked": asked, "inputs": evaluator.inputs})
     found = evaluator.store.recall("proofs", key)
     if found is None:
-        from compress.export.verify import verify
-
-        with evaluator.progress.bar("reloading in a fresh process", 1) as advance:
-            ids = evaluator.windows[""][:1, : settings.probe_tokens]
-            found = verify(folder, evaluator.load(checkpoint), ids, settings.max_kl, threads).as_dict()
-            advance(1)
+        found = _ask(settings, runtime, folder, expectation, ids, evaluator, threads)
         if found["verified"]:
             evaluator.store.remember("proofs", key, found)
-    return found
+    return {"runtime": runtime, **found}
+
+
+def _ask(
+    settings: Export,
+    runtime: str,
+    folder: Path,
+    expectation: Expectation,
+    ids: Tensor,
+    evaluator: Evaluator,
+    threads: int,
+) -> dict[str, Any]:
+    """Reload and ask everything."""
+    speed, metrics = {}, {}
+    window = max(windows.shape[1] for windows in evaluator.windows.values())
+    prompt, decode = speed_prompt(evaluator, window)
+    try:
+        with FreshProcess(runtime, folder, threads, max(window, len(prompt) + decode)) as process:
+            with evaluator.progress.bar("reloaded in a fresh process: comparing", 2) as advance:
+                told = verify(process, expectation, ids)
+                advance(1)
+                if settings.own_tokenizer and told.verified:
+                    told = _same_tokens(told, process, evaluator.tokenizer)
+                if evaluator.settings.speed and told.loaded:
+                    speed = process.speed(prompt, decode)
+                advance(1)
+            if told.loaded and not settings.plain_transformers:
+                metrics = evaluator.quality_of(process.logits)
+    except ReloadError as error:
+        told = RoundTrip.failed(f"the runtime cannot run it: {error}", loaded=False)
+    return {**told.as_dict(), "speed": speed, "metrics": metrics}
+
+
+def speed_prompt(evaluator: Evaluator, longest: int) -> tuple[Tensor, int]:
+    """The prompt whose speed is measured, and how many tokens after it, within `longest`."""
+    decode = min(evaluator.settings.decode_tokens, longest // 2)
+    text = evaluator.windows[""].flatten()
+    return text[: min(evaluator.settings.prefill_tokens, longest - decode)], decode
+
+
+def _same_tokens(told: RoundTrip, process: FreshProcess, tokenizer: Any) -> RoundTrip:
+    """Fail an artifact whose own tokenizer cuts texts otherwise."""
+    for text, found in zip(TEXTS, process.tokens(list(TEXTS)), strict=True):
+        if found != tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return replace(told, verified=False, error=f"its tokenizer cuts {text!r} into other tokens")
+    return told
+
+
+def module_version(name: str) -> str:
+    """Version of an installed package by its module's name."""
+    for package in packages_distributions().get(name, [name]):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "missing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import PLAN, Checkpoint, TensorWriter, tensor_digests, write_config
+from compress.checkpoint import PLAN, Checkpoint, TensorWriter, write_config
 from compress.export.settings import HFExport, Merge
 from compress.stage import ADAPTER
-from compress.store import file_digest
-
-MANIFEST = "manifest.json"
 
 
 def write_artifact(checkpoint: Checkpoint, settings: HFExport, folder: Path) -> None:
@@ -78,33 +74,3 @@ def merged_weights(model: nn.Module, conv1d: bool) -> Iterator[tuple[str, torch.
     for name, parameter in model.named_parameters():
         if not name.startswith(tuple(adapted)):
             yield name, parameter
-
-
-def write_manifest(folder: Path) -> dict[str, Any]:
-    """Sha256 of every file and of every tensor, so that a flipped bit is found and named."""
-    files = {
-        str(f.relative_to(folder)): file_digest(f)
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != MANIFEST
-    }
-    manifest = {"files": files, "tensors": tensor_digests(folder)}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    return manifest
-
-
-def damaged(folder: Path) -> list[str]:
-    """What in `folder` is not as its manifest says: tensors by name, other files by path."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    files = [
-        name
-        for name, digest in manifest["files"].items()
-        if not (folder / name).is_file() or file_digest(folder / name) != digest
-    ]
-    if not any(name.endswith(".safetensors") for name in files):
-        return files
-    try:
-        found = tensor_digests(folder)
-    except (EOFError, ValueError, KeyError):
-        return files
-    tensors = [f"tensor {name}" for name, digest in manifest["tensors"].items() if found.get(name) != digest]
-    return tensors + [name for name in files if not (tensors and name.endswith(".safetensors"))]

@@ -1,27 +1,155 @@
-"""Run in a fresh process, by path: loads an artifact as its users will and writes the logits it gives.
+"""Run in a fresh process, by path: loads an artifact as its users will, and answers questions about it.
 
-    python -I reload.py ARTIFACT IDS.safetensors LOGITS.safetensors
+    python -I reload.py RUNTIME ARTIFACT '{"threads": 2, "longest": 1024}'
 
-Nothing of this project is imported here: what works in this file works for everybody.
+Questions come as lines of JSON on standard input, answers go out the same way; arrays go through safetensors files.
+Nothing of this project is imported here (but for artifacts that only it reads): what works in this file works for
+everybody.
 """
 
+import json
+import os
 import sys
 import time
+from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+REPEATS = 3
 
 
-def main(artifact: str, ids_file: str, logits_file: str) -> None:
-    """Load, compute, write."""
+class Transformers:
+    """Plain `from_pretrained`, adapters and quantized layers as transformers finds them."""
+
+    def __init__(self, folder, threads, longest):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        del longest
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def logits(self, ids):
+        return self.model(self.torch.from_numpy(ids)[None]).logits[0].float().numpy()
+
+    def tokens(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def prefill(self, ids):
+        out = self.model(self.torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=1)
+        self.past = out.past_key_values
+        return int(out.logits[0, -1].argmax())
+
+    def step(self, token):
+        out = self.model(self.torch.tensor([[token]]), past_key_values=self.past, use_cache=True)
+        return int(out.logits[0, -1].argmax())
+
+
+class Compress(Transformers):
+    """`compress.load`, for the layout that only it reads."""
+
+    def __init__(self, folder, threads, longest):
+        import torch
+        from transformers import AutoTokenizer
+
+        import compress
+
+        del longest
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        self.torch = torch
+        self.model = compress.load(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+
+class LlamaCpp:
+    """llama.cpp through llama-cpp-python."""
+
+    def __init__(self, folder, threads, longest):
+        from llama_cpp import Llama
+
+        file = next(iter(sorted(Path(folder).glob("*.gguf"))))
+        self.make = lambda every, verbose=False: Llama(
+            str(file), n_ctx=longest, n_threads=threads, n_threads_batch=threads, logits_all=every, verbose=verbose
+        )
+        try:
+            self.fast = self.make(False)
+        except ValueError:
+            self.make(False, verbose=True)  # says why
+            raise
+        self.full = None
+
+    def logits(self, ids):
+        # a second context: one that keeps the logits of every position reads more slowly
+        self.full = self.full or self.make(True)
+        self.full.reset()
+        self.full.eval(ids.tolist())
+        return np.array(self.full.scores[: len(ids)], dtype=np.float32)
+
+    def tokens(self, text):
+        return self.fast.tokenize(text.encode(), add_bos=False, special=True)
+
+    def prefill(self, ids):
+        self.fast.reset()
+        self.fast.eval(ids.tolist())
+        return self._best()
+
+    def step(self, token):
+        self.fast.eval([token])
+        return self._best()
+
+    def _best(self):
+        import llama_cpp
+
+        logits = llama_cpp.llama_get_logits_ith(self.fast.ctx, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(self.fast.n_vocab(),)).argmax())
+
+
+RUNTIMES = {"transformers": Transformers, "compress": Compress, "llama_cpp": LlamaCpp}
+
+
+def speed(runtime, prompt, decode):
+    """Tokens per second of prefill and decode: the median of three runs after one that is not counted."""
+    reading, writing = [], []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        token = runtime.prefill(prompt)
+        middle = time.perf_counter()
+        for _ in range(decode):
+            token = runtime.step(token)
+        end = time.perf_counter()
+        reading.append(len(prompt) / (middle - begin))
+        writing.append(decode / (end - middle))
+    return {
+        "prefill_tokens_per_second": float(np.median(reading[1:])),
+        "decode_tokens_per_second": float(np.median(writing[1:])),
+    }
+
+
+def answer(runtime, question):
+    """One question's answer."""
+    if question["do"] == "logits":
+        save_file({"logits": runtime.logits(load_file(question["ids"])["ids"])}, question["to"])
+        return {}
+    if question["do"] == "speed":
+        return speed(runtime, load_file(question["ids"])["ids"], question["decode"])
+    return {"tokens": [list(map(int, runtime.tokens(text))) for text in question["texts"]]}
+
+
+def main(name, artifact, options):
+    """Load, then answer until the input ends."""
+    # what libraries print must not come between the answers
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     begin = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(artifact).eval()
-    AutoTokenizer.from_pretrained(artifact)
-    loaded = time.perf_counter() - begin
-    with torch.no_grad():
-        logits = model(load_file(ids_file)["ids"]).logits
-    save_file({"logits": logits.float().contiguous(), "load_seconds": torch.tensor(loaded)}, logits_file)
+    runtime = RUNTIMES[name](artifact, **json.loads(options))
+    print(json.dumps({"load_seconds": time.perf_counter() - begin}), file=replies, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(runtime, json.loads(line))), file=replies, flush=True)
 
 
 if __name__ == "__main__":

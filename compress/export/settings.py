@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from compress.errors import UserError
+from compress.export.base import SAME_BF16, SAME_FP32, Expectation, Export
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
 
 
 class Merge(str, Enum):
@@ -16,18 +24,42 @@ class Merge(str, Enum):
 
 
 @dataclass
-class HFExport:
-    """A Hugging Face folder that plain `transformers` (and `peft`) loads."""
+class HFExport(Export):
+    """A Hugging Face folder that plain `transformers` (and `peft`) loads; other grids need `compress.load`."""
 
     merge: Merge = Merge.none
     """none: adapter beside the 4-bit base, as measured; dense: adapter added to the decoded base, a bf16 model."""
-    max_kl: float = 5e-3
-    """Largest mean KL between the reloaded artifact and the model in the pipeline, in nats."""
-    probe_tokens: int = 256
-    """Tokens of held-out text both are compared on."""
 
-    def __post_init__(self) -> None:
-        if not self.max_kl > 0:
-            raise UserError(f"export.max_kl={self.max_kl} must be above zero.")
-        if self.probe_tokens < 2:
-            raise UserError(f"export.probe_tokens={self.probe_tokens} must be at least 2.")
+    format: ClassVar[str] = "hf"
+    usage: ClassVar[str] = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+    )
+    plain_transformers: ClassVar[bool] = True
+
+    def runtime(self, checkpoint: Checkpoint) -> str:
+        """`compress` for a layout of ours."""
+        from compress.runtime.encoded import quantization_of
+
+        return "transformers" if quantization_of(checkpoint.raw_config) is None else "compress"
+
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Weights, config, tokenizer, adapter."""
+        from compress.export.hf import write_artifact
+
+        write_artifact(checkpoint, self, folder)
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The safetensors files, an adapter's too."""
+        from compress.checkpoint import weight_files
+
+        return weight_files(folder)
+
+    def expect(self, checkpoint: Checkpoint, ids: Tensor, load: Load) -> Expectation:
+        """The pipeline's model as it is."""
+        from compress.export.emulate import answer
+        from compress.stage import DENSE
+
+        whole = DENSE in checkpoint.traits and checkpoint.raw_config.get("dtype") in (None, "float32")
+        return Expectation(answer(load(checkpoint, None), ids), self.within(SAME_FP32 if whole else SAME_BF16))

@@ -154,10 +154,9 @@ def told(fields: Mapping[str, Any]) -> str:
 
 def loading(artifact: Mapping[str, Any]) -> str:
     """Code that loads the artifact without anything of ours."""
-    beside = artifact["adapter"]
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    if beside:
-        lines.append("# the adapter beside the 4-bit base is applied by itself (peft and bitsandbytes are installed)")
-    lines.append('model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")')
-    lines.append('tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")')
-    return "\n".join(lines)
+    if not artifact["adapter"]:
+        return str(artifact["usage"])
+    return (
+        "# the adapter beside the 4-bit base is applied by itself (peft and bitsandbytes are installed)\n"
+        + artifact["usage"]
+    )

@@ -14,6 +14,13 @@ PREDICTED_NOTE = (
     "Predicted from the config alone, before anything was loaded. Memory is what the process itself holds; time is for "
     "an idle machine at the speed it was measured at."
 )
+RUNTIMES = {
+    "llama_cpp": "llama.cpp",
+    "onnxruntime": "onnxruntime",
+    "executorch": "ExecuTorch",
+    "compress": "compress.load",
+}
+"""How a runtime is called; plain transformers where none is named."""
 TASK_HEADER = ("task", "original", "compressed")
 
 
@@ -106,10 +113,11 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     for a in report["artifacts"]:
         if a["verified"]:
-            sentences.append(
-                f"{a['name']}: {size(a['bytes'])}, reloaded in a fresh process by plain transformers, "
-                f"mean KL to the pipeline's model {a['mean_kl']:.1e}."
-            )
+            said = f"mean KL to the pipeline's model {a['mean_kl']:.1e}"
+            if a.get("emulation"):
+                said += f", to an emulation of the runtime {a['emulation']['mean_kl']:.1e}"
+            runtime = RUNTIMES.get(a.get("runtime", ""), "plain transformers")
+            sentences.append(f"{a['name']}: {size(a['bytes'])}, reloaded in a fresh process by {runtime}, {said}.")
         else:
             sentences.append(f"{a['name']}: FAILED: {a['error']}. Do not ship it.")
     return sentences

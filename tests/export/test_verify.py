@@ -10,19 +10,33 @@ import torch
 from compress.checkpoint import Checkpoint
 from compress.command import run_overrides
 from compress.errors import UserError
-from compress.export.hf import damaged, write_artifact, write_manifest
+from compress.export import probe
+from compress.export.base import Expectation
+from compress.export.fresh import FreshProcess, ReloadError
+from compress.export.hf import write_artifact
+from compress.export.manifest import damaged, write_manifest
 from compress.export.settings import HFExport
-from compress.export.verify import compare, verify
+from compress.export.verify import RoundTrip, compare, verify
 from compress.runtime.loading import load_model
 from compress.stage import DENSE
+
+IDS = torch.arange(3, 35)[None]
 
 
 @pytest.fixture
 def artifact(tiny_llama: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"
-    write_artifact(Checkpoint(tiny_llama, frozenset({DENSE})), HFExport(), folder)
+    checkpoint = Checkpoint(tiny_llama, frozenset({DENSE}))
+    write_artifact(checkpoint, HFExport(), folder)
+    expectation = HFExport().expect(checkpoint, IDS, lambda given, dtype: load_model(given.folder, dtype=dtype))
+    probe.keep(folder, IDS, expectation, {"runtime": "transformers"})
     write_manifest(folder)
     return folder
+
+
+def reloaded(artifact: Path, model: object) -> RoundTrip:
+    with torch.no_grad(), FreshProcess("transformers", artifact, 1, 64) as process:
+        return verify(process, Expectation(model(IDS).logits[0], 1e-4), IDS)
 
 
 def test_kl_against_an_independent_computation() -> None:
@@ -44,20 +58,33 @@ def test_nan_fails() -> None:
 
 
 def test_fresh_process_agrees_and_other_weights_do_not(artifact: Path) -> None:
-    model, ids = load_model(artifact), torch.arange(3, 35)[None]
-    good = verify(artifact, model, ids, 1e-4, threads=1)
+    model = load_model(artifact)
+    good = reloaded(artifact, model)
     assert good.verified and good.mean_kl < 1e-6 and good.first_difference is None
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(0.5)
-    bad = verify(artifact, model, ids, 1e-4, threads=1)
+    bad = reloaded(artifact, model)
     assert not bad.verified and bad.loaded and "tolerance" in bad.error
 
 
-def test_what_cannot_be_loaded_fails_loudly(artifact: Path) -> None:
-    model = load_model(artifact)
+def test_what_cannot_be_loaded_says_why(artifact: Path) -> None:
     (artifact / "config.json").unlink()
-    found = verify(artifact, model, torch.arange(3, 35)[None], 1e-4, threads=1)
-    assert not found.verified and not found.loaded and "cannot" in found.error
+    with pytest.raises(ReloadError, match="config"):
+        FreshProcess("transformers", artifact, 1, 64)
+
+
+def test_the_kept_answers_are_those_of_the_pipeline(artifact: Path) -> None:
+    """KL over the kept tokens and the rest as one: at most the whole KL, and near it."""
+    kept = probe.kept(artifact)
+    assert kept is not None
+    with torch.no_grad():
+        expected = load_model(artifact)(IDS).logits[0]
+    assert kept.compare(expected).mean_kl < 1e-9
+    other = expected + 0.3 * torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    whole, part = compare(expected, other, 1.0), kept.compare(other)
+    assert 0.5 * whole.mean_kl < part.mean_kl <= whole.mean_kl * (1 + 1e-6)
+    assert part.first_difference == whole.first_difference
+    assert not kept.compare(expected[:-1]).verified
 
 
 def test_flipped_bit_is_found_and_its_tensor_named(artifact: Path) -> None:
@@ -81,4 +108,21 @@ def test_missing_and_truncated_files_are_found(artifact: Path) -> None:
 
 
 def test_verify_mode_says_so_when_all_is_well(artifact: Path) -> None:
-    assert run_overrides(["mode=verify", f"artifact={artifact}"])["status"] == 0
+    told = run_overrides(["mode=verify", f"artifact={artifact}"])
+    assert told["status"] == 0 and "answers as it did" in told["message"]
+
+
+def test_weights_of_another_model_under_a_manifest_of_their_own_fail(artifact: Path, tmp_path: Path) -> None:
+    """What the hashes cannot know: everything is as it was written, but it was not this model."""
+    from tests.models import save
+
+    save("llama", tmp_path / "other", seed=1)
+    (artifact / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    write_manifest(artifact)
+    told = run_overrides(["mode=verify", f"artifact={artifact}"])
+    assert told["status"] == 1 and "FAILED" in told["message"]
+
+
+def test_a_file_that_was_not_there_is_found(artifact: Path) -> None:
+    (artifact / "adapter_config.json").write_text("{}")
+    assert damaged(artifact) == ["adapter_config.json (was not there)"]

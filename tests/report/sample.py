@@ -129,6 +129,7 @@ def full() -> dict[str, Any]:
                 "load_seconds": 3.7,
                 "error": "",
                 "loaded": True,
+                "usage": "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
                 "metrics": last,
             }
         ],

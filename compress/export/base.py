@@ -1,0 +1,112 @@
+"""What every format is: a dataclass whose fields are its config, that writes an artifact and says what it must answer.
+
+Nothing heavy is imported here: the config imports this before torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Optional
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compress.checkpoint import Checkpoint
+
+    Load = Callable[[Checkpoint, torch.dtype | None], Any]
+    """A checkpoint as the pipeline's model, in the type asked for; None: as stored."""
+
+SAME_FP32 = 1e-4
+"""Largest mean KL, in nats, where the runtime computes in fp32 from the same weights."""
+SAME_BF16 = 5e-3
+"""Where it computes in bf16 or on NF4."""
+SAME_SCHEME = 1e-2
+"""From an emulation in torch of the same scheme, where the runtime rounds activations itself."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What an artifact must answer: logits [positions, vocab]."""
+
+    pipeline: Tensor
+    """Of the pipeline's model."""
+    tolerance: float
+    """Largest mean KL: to `emulated` where there is one, else to `pipeline`."""
+    emulated: Tensor | None = None
+    """Of a torch model that rounds activations the way the runtime does."""
+    scheme: str = ""
+    """What is emulated, in words."""
+
+
+@dataclass
+class Export(ABC):
+    """A format. Its artifact is a folder."""
+
+    max_kl: Optional[float] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """Largest mean KL of the reload, in nats. By default 1e-4 where the runtime computes in fp32 from the same weights,
+    5e-3 in bf16 or NF4, 1e-2 from an emulation of the same scheme where the runtime rounds activations itself."""
+    probe_tokens: int = 256
+    """Tokens of held-out text both are compared on."""
+
+    format: ClassVar[str]
+    usage: ClassVar[str]
+    """Code that loads the artifact without anything of ours."""
+    plain_transformers: ClassVar[bool] = False
+    """Whether `from_pretrained` reads it, so that it is measured like the stages."""
+    own_tokenizer: ClassVar[bool] = False
+    """Whether the runtime cuts texts into tokens by itself."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Modules that writing and reloading import."""
+    install: ClassVar[str] = ""
+    """What to type when one is missing."""
+
+    def __post_init__(self) -> None:
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise UserError(f"export.max_kl={self.max_kl} must be above zero.")
+        if self.probe_tokens < 2:
+            raise UserError(f"export.probe_tokens={self.probe_tokens} must be at least 2.")
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse, before any work, what cannot come out well.
+
+        Args:
+            checkpoint: the model the run starts from.
+
+        Raises:
+            UserError: a package is missing, or the format cannot say what the model is.
+        """
+        del checkpoint
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"the export {self.format} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
+                "not installed: nothing is written that could not be reloaded and compared.",
+                f"Type: {self.install}. Or leave the export out: '~export.NAME'.",
+            )
+
+    @abstractmethod
+    def runtime(self, checkpoint: Checkpoint) -> str:
+        """What reloads it, as `reload.py` calls it; also the name of its module."""
+
+    @abstractmethod
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Write the artifact's files into a new folder."""
+
+    @abstractmethod
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The files of an artifact that hold weights: what it weighs."""
+
+    @abstractmethod
+    def expect(self, checkpoint: Checkpoint, ids: Tensor, load: Load) -> Expectation:
+        """What the artifact must answer to `ids` [1, length]."""
+
+    def within(self, default: float) -> float:
+        """The tolerance: the one asked for, or the default."""
+        return default if self.max_kl is None else self.max_kl

@@ -1,0 +1,1 @@
+"""compressed-tensors: the layout of quantized checkpoints that vLLM and transformers load."""

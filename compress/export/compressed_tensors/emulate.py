@@ -1,0 +1,63 @@
+"""What transformers must answer with a compressed-tensors folder: the pipeline's model with its arithmetic.
+
+weight       code * scale, the scale in the model's type
+activations  per token: step = absmax / 127.5, codes -128 .. 127; ours is absmax / 127, codes -127 .. 127
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from compress.export.compressed_tensors.settings import Scheme
+from compress.export.compressed_tensors.write import Kind, chosen
+from compress.export.emulate import answer, rounded_inputs, tokens_to_int8
+from compress.export.tensors import delivered
+from compress.grids import Encoded, Int8
+from compress.runtime.loading import replace_module
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
+
+
+@torch.no_grad()
+def expected(
+    checkpoint: Checkpoint, scheme: Scheme, group: int, ids: Tensor, load: Load
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [length, vocab] of the pipeline's model, and of its emulation where the two compute differently."""
+    model = load(checkpoint, None)
+    pipeline = answer(model, ids)
+    dense = {name for name, value, _ in delivered(checkpoint) if not isinstance(value, Encoded)}
+    rules, differs = {}, False
+    for name, value, kind in chosen(checkpoint, scheme, group):
+        if kind is None:
+            continue
+        assert isinstance(value, Encoded)
+        path = name.removesuffix(".weight")
+        before: Any = model.get_submodule(path)
+        differs |= kind.activations or name in dense or not isinstance(before, nn.Linear)
+        replace_module(model, path, plain_linear(value, kind, before.bias).to(model.device))
+        if kind.activations:
+            rules[path] = tokens_to_int8
+    if not differs:
+        return pipeline, None
+    with rounded_inputs(model, rules):
+        return pipeline, answer(model, ids)
+
+
+def plain_linear(encoded: Encoded, kind: Kind, bias: Tensor | None) -> nn.Linear:
+    """A layer that multiplies with what the runtime decodes `encoded` to."""
+    weight = kind.grid.decode(encoded)
+    if isinstance(kind.grid, Int8):
+        codes, scales = kind.grid.unpack(encoded)
+        weight = codes.to(encoded.dtype) * scales.scale.to(encoded.dtype)
+    layer = nn.Linear(*reversed(weight.shape), bias=bias is not None, dtype=weight.dtype)
+    layer.weight.copy_(weight)
+    if bias is not None:
+        layer.bias.copy_(bias)
+    return layer

@@ -1,0 +1,97 @@
+"""What a compressed-tensors folder holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from compress.errors import UserError
+from compress.export.base import SAME_BF16, SAME_FP32, SAME_SCHEME, Expectation, Export
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
+
+GROUPS = (32, 64, 128)
+
+
+class Scheme(str, Enum):
+    """Bits of weights and activations."""
+
+    auto = "auto"
+    w8a8 = "w8a8"
+    w8a16 = "w8a16"
+    w4a16 = "w4a16"
+    w4a16_asym = "w4a16_asym"
+
+
+@dataclass
+class CompressedTensorsExport(Export):
+    """A folder for vLLM, which plain transformers loads too (package compressed-tensors): Llama-like families.
+
+    Codes that lie on an INT8 or INT4 grid are written unchanged; what lies on other grids is decoded.
+    """
+
+    scheme: Scheme = Scheme.auto
+    """auto: as the checkpoint's grids say, INT8 weights with INT8 activations per token; w8a16: INT8 weights alone. Of
+    a dense checkpoint the scheme must be named, and its projections are rounded to nearest."""
+    group: int = 64
+    """Weights that share a scale when a dense checkpoint becomes w4a16: 32, 64 or 128."""
+
+    format: ClassVar[str] = "compressed_tensors"
+    usage: ClassVar[str] = (
+        "# vllm serve path/to/this/folder, or with compressed-tensors installed:\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+    )
+    plain_transformers: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
+    install: ClassVar[str] = "pip install 'compress[runtimes]' (or compressed-tensors)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group not in GROUPS:
+            raise UserError(f"export.group={self.group} is not a group size of INT4.", f"Give one of {GROUPS}.")
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Also refuse families whose projections are no nn.Linear."""
+        super().check(checkpoint)
+        from compress.arch import adapter_for
+
+        if adapter_for(checkpoint.config).modules.conv1d:
+            raise UserError(
+                f"compressed-tensors has no words for the projections of {checkpoint.config.model_type} (Conv1D).",
+                "Leave the export out, or write gguf: export@export.gguf=gguf.",
+            )
+
+    def runtime(self, checkpoint: Checkpoint) -> str:
+        """Plain transformers; vLLM reads the same folder."""
+        return "transformers"
+
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """Weights, config, tokenizer."""
+        from compress.export.compressed_tensors.write import write_folder
+
+        write_folder(checkpoint, self.scheme, self.group, folder)
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The safetensors files."""
+        from compress.checkpoint import weight_files
+
+        return weight_files(folder)
+
+    def expect(self, checkpoint: Checkpoint, ids: Tensor, load: Load) -> Expectation:
+        """The pipeline's model; where activations are rounded, or weights were here, an emulation too."""
+        from compress.export.compressed_tensors.emulate import expected
+
+        pipeline, emulated = expected(checkpoint, self.scheme, self.group, ids, load)
+        if emulated is None:
+            whole = checkpoint.raw_config.get("dtype") in (None, "float32")
+            return Expectation(pipeline, self.within(SAME_FP32 if whole else SAME_BF16))
+        scheme = "weights as written, activations rounded to 8 bits per token with 127.5 steps"
+        return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)

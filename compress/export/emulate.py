@@ -1,0 +1,55 @@
+"""What runtimes do to activations before a product, in plain torch: a model hooked with these answers as they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rounding = Callable[[Tensor], Tensor]
+
+BLOCK = 32
+
+
+def blocks_of_32(x: Tensor) -> Tensor:
+    """ggml's Q8_0 for activations: d = absmax / 127 of 32 neighbours, stored in fp16; the codes are chosen before."""
+    rows = x.float().reshape(-1, BLOCK)
+    step = rows.abs().amax(-1, keepdim=True) / 127
+    codes = torch.where(step > 0, rows / step, torch.zeros_like(rows)).round()
+    return (codes * step.half().float()).reshape(x.shape).to(x.dtype)
+
+
+def tokens_to_int8(x: Tensor) -> Tensor:
+    """compressed-tensors' dynamic INT8: one step per token, absmax / 127.5, in the type of `x`."""
+    step = x.abs().amax(-1, keepdim=True) / 127.5
+    step = torch.where(step == 0, torch.full_like(step, torch.finfo(x.dtype).eps), step)
+    return (x / step).clamp(-128, 127).round() * step
+
+
+def half(x: Tensor) -> Tensor:
+    """fp16, as ggml multiplies with f16 weights."""
+    return x.half().to(x.dtype)
+
+
+@contextmanager
+def rounded_inputs(model: Any, rules: Mapping[str, Rounding]) -> Iterator[None]:
+    """While inside, the input of each module named in `rules` is rounded first."""
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(lambda _, args, rule=rule: (rule(args[0]), *args[1:]))
+        for path, rule in rules.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def answer(model: Any, ids: Tensor) -> Tensor:
+    """Logits fp32 [length, vocab] of `ids` [1, length]."""
+    logits: Tensor = model(ids.to(model.device)).logits[0].float().cpu()
+    return logits

@@ -1,0 +1,101 @@
+"""What a GGUF file holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Optional
+
+from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
+
+FILE = "model.gguf"
+
+
+class GGUFType(str, Enum):
+    """The types of ggml that our grids write."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q5_1 = "q5_1"
+    q5_0 = "q5_0"
+    q4_0 = "q4_0"
+
+
+@dataclass
+class GGUFExport(Export):
+    """A GGUF file for llama.cpp, of the Llama, Qwen2, Qwen3 and GPT-2 families.
+
+    What already lies on a GGUF grid is written with its codes unchanged. The settings say what becomes of dense
+    weights; a row that is no whole number of blocks of 32 stays f16, and vectors are f32.
+    """
+
+    type: GGUFType = GGUFType.f16
+    """Of dense projections, rounded as llama.cpp rounds."""
+    embedding: Optional[GGUFType] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """Of a dense embedding and output head; by default f16 beside f16, else q8_0, as llama.cpp has it."""
+    tensors: dict[str, GGUFType] = field(default_factory=dict)
+    """Exceptions: a part of a weight's name ("mlp.down_proj", "layers.0.") and its type; the last one that fits."""
+
+    format: ClassVar[str] = "gguf"
+    usage: ClassVar[str] = (
+        "from llama_cpp import Llama\n\n"
+        'model = Llama("path/to/this/folder/model.gguf", n_ctx=2048)\n'
+        'model.create_chat_completion([{"role": "user", "content": "Hello"}])'
+    )
+    own_tokenizer: ClassVar[bool] = True
+    packages: ClassVar[tuple[str, ...]] = ("gguf", "llama_cpp")
+    install: ClassVar[str] = "pip install 'compress[runtimes]' (or gguf and llama-cpp-python)"
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Also refuse models that llama.cpp would run as something else."""
+        super().check(checkpoint)
+        from compress.export.gguf.header import check_family, words_cut
+
+        check_family(checkpoint.config)
+        words_cut(checkpoint.tokenizer())
+
+    def runtime(self, checkpoint: Checkpoint) -> str:
+        """llama.cpp through llama-cpp-python."""
+        return "llama_cpp"
+
+    def type_of(self, name: str, embedding: bool) -> GGUFType:
+        """The type of the dense matrix `name`."""
+        chosen = self.type
+        if embedding:
+            beside = GGUFType.f16 if self.type is GGUFType.f16 else GGUFType.q8_0
+            chosen = self.embedding or beside
+        for part, exception in self.tensors.items():
+            if part in name:
+                chosen = exception
+        return chosen
+
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """One file, `model.gguf`."""
+        from compress.export.gguf.write import write_gguf
+
+        write_gguf(checkpoint, self.type_of, folder / FILE)
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The one file."""
+        return [folder / FILE]
+
+    def expect(self, checkpoint: Checkpoint, ids: Tensor, load: Load) -> Expectation:
+        """The model in fp32; where the file holds blocks, an emulation of the rounded activations too."""
+        from compress.export.gguf.emulate import expected
+
+        pipeline, emulated, rounds = expected(checkpoint, self.type_of, ids, load)
+        if emulated is None:
+            return Expectation(pipeline, self.within(SAME_FP32))
+        if not rounds:
+            return Expectation(
+                pipeline, self.within(SAME_FP32), emulated, "the same weights decoded, activations in fp16"
+            )
+        scheme = "activations rounded to 8 bits in blocks of 32, as llama.cpp rounds them"
+        return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)

@@ -1,0 +1,94 @@
+"""The sha256 of every file and of every tensor of an artifact, so that a flipped bit is found and named.
+
+Where a tensor lies in its file is written down with its digest: finding the damaged one needs no reader of the format,
+which a damaged file would confuse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from compress.store import file_digest
+
+MANIFEST = "manifest.json"
+READ_BY_RUNTIMES = (".safetensors", ".gguf", ".onnx", ".data", ".pte", ".json", ".jinja", ".bin", ".py")
+"""A new file with such a name can change what is loaded."""
+
+Range = tuple[int, int]
+"""Of bytes in a file."""
+
+
+def write_manifest(folder: Path) -> dict[str, Any]:
+    """Write the manifest of everything that lies in `folder`."""
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST]
+    manifest = {
+        "files": {str(f.relative_to(folder)): file_digest(f) for f in files},
+        "tensors": {str(f.relative_to(folder)): digests for f in files if (digests := _digests(f))},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def damaged(folder: Path) -> list[str]:
+    """What in `folder` is not as its manifest says: tensors by name, other files by path."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    found: list[str] = []
+    for name, digest in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            found.append(name)
+        elif file_digest(file) != digest:
+            found += _changed(file, name, manifest["tensors"].get(name, {}))
+    known = set(manifest["files"]) | {MANIFEST}
+    there = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.name.endswith(READ_BY_RUNTIMES)}
+    return found + [f"{name} (was not there)" for name in sorted(there - known)]
+
+
+def _changed(file: Path, name: str, tensors: dict[str, tuple[int, int, str]]) -> list[str]:
+    """The tensors that changed; the file itself if it is too short or what changed is none of them."""
+    if not tensors or file.stat().st_size < max(end for _, end, _ in tensors.values()):
+        return [name]
+    changed = [
+        f"tensor {tensor} of {name}"
+        for tensor, (begin, end, digest) in tensors.items()
+        if _range_digest(file, (begin, end)) != digest
+    ]
+    return changed or [name]
+
+
+def _digests(file: Path) -> dict[str, tuple[int, int, str]]:
+    """Tensor -> where it lies and its sha256; nothing for a format without names."""
+    places = {".safetensors": _safetensors, ".gguf": _gguf}.get(file.suffix)
+    if places is None:
+        return {}
+    return {name: (*place, _range_digest(file, place)) for name, place in sorted(places(file).items())}
+
+
+def _safetensors(file: Path) -> dict[str, Range]:
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return {name: (start + at["data_offsets"][0], start + at["data_offsets"][1]) for name, at in header.items()}
+
+
+def _gguf(file: Path) -> dict[str, Range]:
+    import gguf
+
+    tensors = gguf.GGUFReader(file).tensors
+    return {t.name: (int(t.data_offset), int(t.data_offset) + int(t.n_bytes)) for t in tensors}
+
+
+def _range_digest(file: Path, place: Range) -> str:
+    begin, end = place
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        opened.seek(begin)
+        while begin < end and (block := opened.read(min(end - begin, 1 << 22))):
+            digest.update(block)
+            begin += len(block)
+    return digest.hexdigest()

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+OBJECTIVE = 1e6
+"""The largest loss is scaled to this: the solver stops at a gap of 1e-6, whatever the unit."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -32,28 +35,25 @@ def allocate(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, 
         return None
     flat = [(row, choice) for row, path in enumerate(choices) for choice in choices[path]]
     count = len(flat)
-    one_each = csr_array((np.ones(count), ([row for row, _ in flat], range(count))), shape=(len(choices), count))
     taken = np.array([choice.bytes for _, choice in flat], dtype=float)
     loss = np.array([choice.loss for _, choice in flat])
-    limit = budget
+    one_each = csr_array((np.ones(count), ([row for row, _ in flat], range(count))), shape=(len(choices), count))
+    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(taken[None] / budget, -np.inf, 1)]
     while True:
         found = milp(
-            loss / (loss.max() or 1.0),
+            loss * (OBJECTIVE / (loss.max() or 1.0)),
             integrality=np.ones(count),
             bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(taken[None] / budget, -np.inf, limit / budget),
-            ],
+            constraints=constraints,
             options={"mip_rel_gap": 0.0},
         )
-        if found.x is None:  # a limit below the smallest, after rounding
+        if found.x is None:
             return {path: min(options, key=lambda choice: choice.bytes) for path, options in choices.items()}
         picked = [choice for (_, choice), x in zip(flat, found.x, strict=True) if x > 0.5]
-        over = sum(choice.bytes for choice in picked) - budget
-        if over <= 0:
+        if sum(choice.bytes for choice in picked) <= budget:
             return dict(zip(choices, picked, strict=True))
-        limit -= over  # the solver's tolerance let it through
+        # a few bytes too many are within the solver's tolerance, but not within ours: anything but this one
+        constraints.append(LinearConstraint((found.x > 0.5).astype(float)[None], -np.inf, len(choices) - 1))
 
 
 def smallest(choices: Mapping[str, Sequence[Choice]]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,8 @@ MEASURED_TOKENS = 4096
 """Of the calibration text, that sensitivity is measured on."""
 ENTRY_BYTES = 120
 """At most, of one tensor in a safetensors header besides its name."""
+FILE_BYTES = 64
+"""Of a safetensors file besides its tensors and their entries."""
 Losses = dict[str, dict[str, float]]
 
 
@@ -56,7 +60,7 @@ def mixed(checkpoint: Checkpoint, stage: Mixed, context: Context) -> tuple[Check
     return quantized, metrics | start.details | allocation
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sizes:
     """Shapes of the tensors that go on a grid, and what each takes there."""
 
@@ -78,8 +82,7 @@ class Sizes:
         fixed = None if stage.embedding is None else grid_named(stage.embedding)
         candidates = {name: grid_named(name) for name in stage.candidates}
         outer = set(outer_grids(checkpoint, next(iter(candidates.values()))))
-        sizes = cls({}, {}, {}, {}, 0)
-        rest = 8
+        sizes = cls({}, {}, {}, {}, FILE_BYTES)
         for stored_name, file in checkpoint.shards.items():
             name = architecture.parameter(stored_name)
             path = name.removesuffix(".weight")
@@ -97,16 +100,13 @@ class Sizes:
                     for label, grid in fitting.items():
                         sizes.note(path, stored_name, label, grid)
                     continue
-            numel = 1
-            for size in shape:
-                numel *= size
-            rest += numel * _width(dtype) + len(stored_name) + ENTRY_BYTES
+            sizes.rest += math.prod(shape) * _width(dtype) + len(stored_name) + ENTRY_BYTES
         if not sizes.grids:
             raise UserError(
                 f"no tensor of this model has a shape that runs on any of {', '.join(stage.candidates)}.",
                 "Give other quant.candidates.",
             )
-        return cls(sizes.grids, sizes.shapes, sizes.code_bytes, sizes.entry_bytes, rest)
+        return sizes
 
     def note(self, path: str, stored_name: str, label: str, grid: Grid) -> None:
         """Learn what a tensor takes on one grid, by encoding zeros of its shape."""
@@ -159,7 +159,8 @@ def _up(value: float) -> float:
 
 def _width(dtype: str) -> int:
     """Bytes of one number, from a safetensors type such as "BF16"."""
-    return int("".join(c for c in dtype if c.isdigit())) // 8 if dtype != "BOOL" else 1
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) // 8 if digits else 1
 
 
 def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Mixed, context: Context) -> Losses:

@@ -35,7 +35,9 @@ def test_training_starts_on_the_calibrated_codes(name: str) -> None:
     torch.testing.assert_close(weight(torch.float32), grid.decode(stored), rtol=1e-6, atol=1e-8)
     again = grid.pack(final_levels, final_scales, torch.float32)
     assert torch.equal(again.parts[next(iter(again.parts))], stored.parts[next(iter(stored.parts))])
-    torch.testing.assert_close(grid.decode(again), grid.decode(stored), rtol=2e-2, atol=2e-3)
+    doubled = name.startswith(("nf4", "fp4")) and not name.endswith("single")
+    moved = float((grid.decode(again) - grid.decode(stored)).norm() / grid.decode(stored).norm())
+    assert moved < (0.02 if doubled else 1e-6)  # scales are quantized again
 
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
@@ -104,7 +106,7 @@ def test_low_rank_merges_exactly(name: str) -> None:
         weight.low_rank[1].copy_(torch.randn(weight.low_rank[1].shape))
     unmerged = weight(torch.float32)
     assert not torch.equal(weight.final()[0], levels)
-    merged = GridWeight(levels, Scales(weight.start, weight.offset, _zero(weight)), unmerged, weight.grid)
+    merged = GridWeight(levels, Scales(weight.start, weight.offset, _zero(weight)), unmerged.detach(), weight.grid)
     with torch.no_grad():
         merged.latent.copy_(weight.whole_latent())
     assert torch.equal(merged(torch.float32), unmerged)

@@ -131,5 +131,8 @@ def hint_for(name: str, trait: str) -> str:
     if trait == PRUNED:
         return f"Put a pruning stage in front of it: prune@stages.prune=activation, or drop it with '~stages.{name}'."
     if trait == NF4_WEIGHTS:
-        return f"Put an NF4 stage in front of it: quant@stages.quant=nf4, or drop it with '~stages.{name}'."
+        return (
+            "Put an NF4 stage whose embedding stays dense in front of it: quant@stages.quant=nf4, or drop it with "
+            f"'~stages.{name}'."
+        )
     return f"Move it in front of quantization, or drop it with '~stages.{name}'."

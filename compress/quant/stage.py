@@ -94,9 +94,13 @@ class PostTraining:
 
     version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
-    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     activations: ClassVar[Activations] = Activations.none
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Nothing that other stages build on, by default."""
+        return frozenset({QUANTIZED})
 
     @property
     def reads(self) -> frozenset[str]:
@@ -136,7 +140,11 @@ class NF4(PostTraining):
     """Quantize the scales too, to 8 bits in blocks of 256."""
 
     kind: ClassVar[str] = "nf4"
-    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED, NF4_WEIGHTS})
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """Adapters sit on bitsandbytes' layers; with its embedding on a grid too the model lies in our own layout."""
+        return frozenset({QUANTIZED} if self.embedding is not None else {QUANTIZED, NF4_WEIGHTS})
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:

@@ -42,27 +42,28 @@ def test_fake_layers_compute_what_the_encoded_ones_will(tiny_llama: Path) -> Non
     import torch
 
     from compress.arch.linears import linear_paths
-    from compress.grids import Int8
-    from compress.quant.fake import put_on_grid, take_off_grid
+    from compress.grids import Int8, level_of
+    from compress.quant.fake import GridWeight, put_on_grid
     from compress.runtime.int8 import Int8Linear
     from compress.runtime.loading import load_model
 
-    model = load_model(tiny_llama)
+    model, dense, grid = load_model(tiny_llama), load_model(tiny_llama), Int8()
     paths = linear_paths(model.config)
-    ids = torch.arange(5, 37)[None]
+    weights = {}
+    for path in paths:
+        weight = dense.get_submodule(path).weight.detach()
+        scales = grid.start(weight)
+        weights[path] = GridWeight(level_of(weight, scales, grid), scales, weight, grid)
+    put_on_grid(model, weights, int8_inputs=True)
     with torch.no_grad():
-        plain = model(ids).logits
-        put_on_grid(model, paths, False)
         for path in paths:
-            fake = model.get_submodule(path)
-            encoded = Int8().encode(fake.inner.weight)
-            real = Int8Linear(encoded.parts["codes"], encoded.parts["absmax"], None)
-            x = torch.randn(9, fake.inner.in_features, generator=torch.Generator().manual_seed(0))
+            fake, plain = model.get_submodule(path), dense.get_submodule(path)
+            levels, scales = fake.on_grid.final()
+            parts = grid.pack(levels, scales, torch.float32).parts
+            real = Int8Linear(parts["codes"], parts["absmax"], None)
+            x = torch.randn(9, plain.in_features, generator=torch.Generator().manual_seed(0))
             torch.testing.assert_close(real(x), fake(x), rtol=1e-4, atol=1e-4)
-            assert not torch.allclose(fake(x), fake.inner(x), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(model(ids).logits, plain)
-        take_off_grid(model, paths)
-        assert torch.equal(model(ids).logits, plain)
+            assert not torch.allclose(fake(x), plain(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama-biases"])

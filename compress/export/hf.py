@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import PLAN, Checkpoint, TensorWriter, tensor_digests, write_config
+from compress.checkpoint import PLAN, Checkpoint, tensor_digests, write_config
 from compress.export.settings import HFExport, Merge
 from compress.stage import ADAPTER
-from compress.store import file_digest
+from compress.store import digests, file_digest
+from compress.writer import TensorWriter
 
 MANIFEST = "manifest.json"
 
@@ -82,12 +83,8 @@ def merged_weights(model: nn.Module, conv1d: bool) -> Iterator[tuple[str, torch.
 
 def write_manifest(folder: Path) -> dict[str, Any]:
     """Sha256 of every file and of every tensor, so that a flipped bit is found and named."""
-    files = {
-        str(f.relative_to(folder)): file_digest(f)
-        for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != MANIFEST
-    }
-    manifest = {"files": files, "tensors": tensor_digests(folder)}
+    (folder / MANIFEST).unlink(missing_ok=True)
+    manifest = digests(folder)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
 

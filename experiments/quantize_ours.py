@@ -31,10 +31,9 @@ def quantize(pipeline: str, model: Path, calibration: Path, out: Path) -> float:
     """Run the stage; seconds from the model's folder to the written checkpoint."""
     windows = load_file(calibration)["windows"]
     excerpts = tuple(json.loads((calibration.parent / "excerpts.json").read_text()))
-    tokens = [
-        f"stages.quant.calibration.{k}={v}" for k, v in (("tokens", windows.numel()), ("length", windows.shape[1]))
-    ]
-    stage = build(compose([f"+pipeline={pipeline}", *tokens])).stages["quant"]
+    amount = {"tokens": windows.numel(), "length": windows.shape[1]}
+    overrides = [f"stages.quant.calibration.{name}={value}" for name, value in amount.items()]
+    stage = build(compose([f"+pipeline={pipeline}", *overrides])).stages["quant"]
     checkpoint = Checkpoint(model, frozenset({DENSE}), model.name)
     out.mkdir(parents=True)
     context = Context(
@@ -47,7 +46,7 @@ def quantize(pipeline: str, model: Path, calibration: Path, out: Path) -> float:
         fabric=Fabric(accelerator="cpu", devices=1),
         progress=Terminal(),
     )
-    if not torch.equal(calibration_windows(context, windows.numel(), windows.shape[1]), windows):
+    if not torch.equal(calibration_windows(context, **amount), windows):
         raise SystemExit("the calibration tokens are not those that the peers get")
     begin = time.perf_counter()
     stage.run(checkpoint, context)

@@ -1,4 +1,4 @@
-"""Quantizes one model by one library other than ours. Runs in that library's own environment and imports nothing of ours.
+"""Quantizes one model by a library other than ours, in that library's own environment; imports nothing of ours.
 
     python quantize_peer.py METHOD --model DIR --windows FILE --out DIR
 
@@ -64,7 +64,7 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def as_dense(layer: nn.Module, columns: int) -> Tensor:
-    """The weight [out, in] that a linear layer multiplies with, whatever it is stored as: its product with the identity."""
+    """The weight [out, in] of a linear layer, whatever it is stored as: its product with the identity."""
     with torch.no_grad():
         return torch.as_tensor(layer(torch.eye(columns, dtype=torch.bfloat16))).t().contiguous()
 

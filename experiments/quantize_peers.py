@@ -6,9 +6,9 @@
 Every quantizer runs in a process of its own, peers in their own environments (--peers DIR: DIR/bitsandbytes,
 DIR/torchao, DIR/llmcompressor, DIR/hqq, DIR/auto-round, DIR/gptqmodel, made with `python -m venv` and
 `pip install NAME transformers accelerate`; one that is missing is left out, and said to be). All get the same
-calibration tokens: excerpts of documents of the calibration file, drawn by a fixed seed. Ours and theirs take turns. One
-evaluator measures all results: perplexity of the first --tokens tokens of the measured text in windows of --window, and
-KL to the original. A quantizer's peak is its process' anonymous memory, sampled from outside.
+calibration tokens: excerpts of documents of the calibration file, drawn by a fixed seed. Ours and theirs take turns.
+One evaluator measures all results: perplexity of the first --tokens tokens of the measured text in windows of
+--window, and KL to the original. A quantizer's peak is its process' anonymous memory, sampled from outside.
 
 A row for each goes to experiments/results/quantize_peers.csv, and a table to standard output.
 """
@@ -67,8 +67,10 @@ def write_calibration(file: Path, tokenizer: Any, windows: int, length: int, fol
     for _ in range(windows + windows // 4):
         document = rng.choices(documents, [len(d) for d in documents])[0]
         begin = rng.randrange(max(1, len(document) - chars))
-        excerpts.append(document[begin : begin + chars] + "\n\n")
+        excerpts.append(document[begin : begin + chars])
     tokens = joined_windows(excerpts, tokenizer, length=length, tokens=windows * length)
+    if len(tokens) < windows:
+        raise SystemExit(f"{file} gave {len(tokens)} windows of {length} tokens, not {windows}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "excerpts.json").write_text(json.dumps(excerpts))
     save_file({"windows": tokens.long().contiguous()}, folder / "windows.safetensors")
@@ -190,9 +192,8 @@ def main() -> None:
     model = given.model or EmbeddedModel().resolve().folder
     checkpoint = Checkpoint(model, frozenset())
     tokenizer = checkpoint.tokenizer()
-    calibration = write_calibration(
-        given.calibration, tokenizer, given.windows, given.length, given.work / "calibration"
-    )
+    amount = (given.windows, given.length)
+    calibration = write_calibration(given.calibration, tokenizer, *amount, given.work / "calibration")
     text = given.measured.read_text(encoding="utf-8")
     dense = load_model(model)
     windows = joined_windows([text], tokenizer, length=given.window, tokens=given.tokens)

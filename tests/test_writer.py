@@ -1,4 +1,4 @@
-"""Files of the streaming writer are plain safetensors files, and the same ones however often the work was interrupted."""
+"""What the streaming writer leaves are plain safetensors files, and the same ones however often it was interrupted."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def steps(given: dict[str, torch.Tensor]) -> list[list[str]]:
     return [names[i : i + 3] for i in range(0, len(names), 3)]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -90,7 +90,7 @@ def run(
         for place, name in enumerate(names):
             if stop == (number, place):
                 writer._saver.shutdown()  # a process that is gone writes no more
-                raise Killed
+                raise KilledError
             writer.add(name, given[name])
         writer.step(names[0], {"number": number, "third": number / 3})
     writer.close()
@@ -102,7 +102,7 @@ def run(
 def test_interrupted_anywhere_gives_the_same_bytes(stop: tuple[int, int], shard_bytes: int, tmp_path: Path) -> None:
     given = tensors()
     run(tmp_path / "whole", tmp_path / "j0", given, shard_bytes)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "first", tmp_path / "j1", given, shard_bytes, stop)
     worked = run(tmp_path / "second", tmp_path / "j1", given, shard_bytes)
     assert worked == [names[0] for names in steps(given)][stop[0] :]
@@ -121,7 +121,7 @@ def test_killed_after_the_last_step(tmp_path: Path) -> None:
 def test_a_line_cut_short_is_not_believed(tmp_path: Path) -> None:
     given = tensors()
     run(tmp_path / "whole", tmp_path / "j0", given, 1000)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "first", tmp_path / "j", given, 1000, (6, 0))
     journal = tmp_path / "j/tensors/journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-20])
@@ -131,7 +131,7 @@ def test_a_line_cut_short_is_not_believed(tmp_path: Path) -> None:
 
 def test_a_journal_without_its_files_is_not_believed(tmp_path: Path) -> None:
     given = tensors()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(tmp_path / "first", tmp_path / "j", given, 1000, (9, 0))
     (tmp_path / "j/tensors/model-00001.whole").unlink()
     assert len(run(tmp_path / "second", tmp_path / "j", given, 1000)) == len(steps(given))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from compress.estimate.form import Form
-from compress.estimate.layouts import Format, payload_bytes
+from compress.estimate.layouts import Format
 from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, Batch, layer_activations, loaded, training
 from compress.estimate.work import (
     Effect,

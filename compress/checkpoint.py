@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.shard import BLOCK
+from compress.writer import INDEX, SINGLE
+
 if TYPE_CHECKING:
     import torch
 
-SHARD_BYTES = 4 << 30
-INDEX = "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 PLAN = "prune_plan.json"
@@ -57,21 +60,27 @@ class Checkpoint:
         from safetensors import safe_open
 
         # transformers looks for the single file first
-        file = self.folder / "model.safetensors"
+        file = self.folder / SINGLE
         if file.is_file():
             with safe_open(file, "pt") as opened:
                 return dict.fromkeys(sorted(opened.keys()), file)
         weight_map: dict[str, str] = json.loads((self.folder / INDEX).read_text())["weight_map"]
         return {name: self.folder / shard for name, shard in sorted(weight_map.items())}
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tensor in name order, one in memory at a time (pages of the file are mapped, not read ahead)."""
+    def tensors(self, without: Container[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor in name order, but for those in `without`; while one is worked on the disk reads the next.
+
+        Pages of the files are mapped: they are no memory of the process' own.
+        """
         from safetensors import safe_open
 
         opened: dict[Path, Any] = {}
-        for name, file in self.shards.items():
+        wanted = [(name, file) for name, file in self.shards.items() if name not in without]
+        for (name, file), following in zip(wanted, [*wanted[1:], None], strict=True):
             if file not in opened:
                 opened[file] = safe_open(file, "pt")
+            if following is not None:
+                read_ahead(*following)
             yield name, opened[file].get_tensor(name)
 
     def read(self, name: str) -> torch.Tensor:
@@ -114,7 +123,7 @@ def sidecars(folder: Path) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder that a load reads, sorted."""
-    single, adapter = folder / "model.safetensors", folder / ADAPTER_WEIGHTS
+    single, adapter = folder / SINGLE, folder / ADAPTER_WEIGHTS
     if single.is_file():
         found = {single}
     elif (folder / INDEX).is_file():
@@ -123,51 +132,6 @@ def weight_files(folder: Path) -> list[Path]:
     else:
         found = set()
     return sorted(found | ({adapter} if adapter.is_file() else set()))
-
-
-class TensorWriter:
-    """Writes tensors one after the other into sharded safetensors files of a folder."""
-
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        self.folder = folder
-        self.shard_bytes = shard_bytes
-        self.pending: dict[str, torch.Tensor] = {}
-        self.pending_bytes = 0
-        self.written: list[tuple[Path, list[str]]] = []
-        self.total_bytes = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Queue one tensor; a full shard is written out at once."""
-        size = tensor.numel() * tensor.element_size()
-        if self.pending and self.pending_bytes + size > self.shard_bytes:
-            self._flush()
-        self.pending[name] = tensor.contiguous()
-        self.pending_bytes += size
-        self.total_bytes += size
-
-    def _flush(self) -> None:
-        from safetensors.torch import save_file
-
-        file = self.folder / f"model-{len(self.written) + 1:05d}.part"
-        save_file(self.pending, file, metadata={"format": "pt"})
-        self.written.append((file, list(self.pending)))
-        self.pending, self.pending_bytes = {}, 0
-
-    def close(self) -> None:
-        """Write what is left and give the shards their names, with an index if there are several."""
-        if self.pending:
-            self._flush()
-        count = len(self.written)
-        if count == 1:
-            self.written[0][0].rename(self.folder / "model.safetensors")
-            return
-        weight_map: dict[str, str] = {}
-        for number, (file, names) in enumerate(self.written, start=1):
-            final = file.with_name(f"model-{number:05d}-of-{count:05d}.safetensors")
-            file.rename(final)
-            weight_map |= dict.fromkeys(names, final.name)
-        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def write_config(folder: Path, config: Any, changes: Mapping[str, Any] | None = None) -> None:
@@ -187,28 +151,50 @@ def write_config(folder: Path, config: Any, changes: Mapping[str, Any] | None = 
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
+def read_header(file: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begins, and name -> `dtype`, `shape`, `data_offsets` in it."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header: dict[str, Any] = json.loads(opened.read(size))
+    header.pop("__metadata__", None)
+    return 8 + size, header
+
+
+def read_ahead(name: str, file: Path) -> None:
+    """Let the system read a tensor into its cache, without waiting for it."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    start, header = read_header(file)
+    begin, end = header[name]["data_offsets"]
+    with file.open("rb") as opened:
+        os.posix_fadvise(opened.fileno(), start + begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+
 def tensor_digests(folder: Path) -> dict[str, str]:
     """Sha256 of every tensor's dtype, shape and bytes, by `file:tensor`: names the tensor in which a bit flipped."""
-    digests: dict[str, str] = {}
-    for file in weight_files(folder):
-        adapter = "adapter:" if file.name == ADAPTER_WEIGHTS else ""
-        with file.open("rb") as opened:
-            header_bytes = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(header_bytes))
-            header.pop("__metadata__", None)
-            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
-                begin, end = entry["data_offsets"]
-                opened.seek(8 + header_bytes + begin)
-                digest = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
-                remaining = end - begin
-                while remaining:
-                    block = opened.read(min(remaining, 1 << 22))
-                    if not block:
-                        raise EOFError(f"{file} ends inside tensor {name}")
-                    digest.update(block)
-                    remaining -= len(block)
-                digests[adapter + name] = digest.hexdigest()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = {name: digest for part in pool.map(_file_digests, weight_files(folder)) for name, digest in part}
     return dict(sorted(digests.items()))
+
+
+def _file_digests(file: Path) -> list[tuple[str, str]]:
+    adapter = "adapter:" if file.name == ADAPTER_WEIGHTS else ""
+    digests = []
+    start, header = read_header(file)
+    with file.open("rb") as opened:
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+            begin, end = entry["data_offsets"]
+            opened.seek(start + begin)
+            digest = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
+            remaining = end - begin
+            while remaining:
+                block = opened.read(min(remaining, BLOCK))
+                if not block:
+                    raise EOFError(f"{file} ends inside tensor {name}")
+                digest.update(block)
+                remaining -= len(block)
+            digests.append((adapter + name, digest.hexdigest()))
+    return digests
 
 
 def weights_key(digests: Mapping[str, str]) -> str:

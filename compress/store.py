@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def file_digest(file: Path) -> str:
         while block := opened.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digests(folder: Path) -> dict[str, dict[str, str]]:
+    """Sha256 of every file below `folder`, by its path in it (`files`), and of every tensor (`tensors`)."""
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tensors = pool.submit(tensor_digests, folder)
+        names = [str(file.relative_to(folder)) for file in found]
+        files = dict(zip(names, pool.map(file_digest, found), strict=True))
+        return {"files": files, "tensors": tensors.result()}
 
 
 class Store:
@@ -114,9 +125,8 @@ class Store:
         Returns:
             The record: `facts` with `key`, `files`, `tensors` and `weights`.
         """
-        digests = tensor_digests(folder)
-        files = {str(f.relative_to(folder)): file_digest(f) for f in sorted(folder.rglob("*")) if f.is_file()}
-        record = {**facts, "key": key, "files": files, "tensors": digests, "weights": weights_key(digests)}
+        found = digests(folder)
+        record = {**facts, "key": key, **found, "weights": weights_key(found["tensors"])}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
         sync_tree(folder)
         final = self.folder(key)

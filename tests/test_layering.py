@@ -31,6 +31,8 @@ LAYERS = [
     {"data"},
     {"store", "arch"},
     {"checkpoint", "stage"},
+    {"writer"},
+    {"shard"},
     {"paths", "errors", "quiet"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

@@ -25,9 +25,8 @@ HOST_ONLY = frozenset(
         "tokenizers",
         "texts",
         "reference states",
-        "tensors to write",
-        "codes to write",
-        "cut tensors",
+        "the tensor to write",
+        "a cut tensor",
         "checkpoint",
     }
 )

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from compress.checkpoint import SHARD_BYTES
 from compress.estimate.form import Form
-from compress.estimate.layouts import Format, payload_bytes
+from compress.estimate.layouts import Format
 from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, Batch, layer_activations, loaded, training
 from compress.estimate.work import (
     Effect,
@@ -35,13 +34,11 @@ Rule = Callable[[Any, Form, World], Effect]
 
 
 def prune(stage: Any, form: Form, world: World) -> Effect:
-    """One walk over the calibration text, then every cut tensor in memory until its shard is full."""
+    """One walk over the calibration text, then one cut tensor in memory at a time."""
     del world
     after = replace(form, widths=stage.widths(form.config))
     walk = Phase("scoring", _walk(form), form.bytes, forward(form, stage.calibration_tokens, WINDOW))
-    cut = Phase(
-        "cutting", {"cut tensors": _until_shard(2 * after.count("linear"))}, form.bytes, moved=2.0 * after.bytes
-    )
+    cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
     return Effect(after, (walk, cut))
 
 
@@ -165,18 +162,13 @@ def _walk(form: Form) -> dict[str, int]:
     return {"activations": layer_activations(form, Batch(1, WINDOW, True), False)} | loaded(form)
 
 
-def _until_shard(size: int) -> int:
-    """What waits in memory: a shard is written out when it is full."""
-    return min(size, SHARD_BYTES)
-
-
 def _write(form: Form) -> Phase:
-    return Phase("writing", {"tensors to write": _until_shard(2 * form.count())}, form.bytes, moved=2.0 * form.bytes)
+    return Phase("writing", {"the tensor to write": 2 * largest_linear(form)}, form.bytes, moved=2.0 * form.bytes)
 
 
 def _encoded(before: Form, after: Form) -> Effect:
-    quantized = payload_bytes(after.stored) - payload_bytes(t for t in before.stored if t in set(after.stored))
-    terms = {"codes to write": _until_shard(quantized), "one weight": 16 * largest_linear(before)}
+    # its codes, twice while their pieces are joined, and decoded in 16 bits
+    terms = {"one weight": 4 * largest_linear(before)}
     return Effect(after, (Phase("encoding", terms, before.bytes, moved=30.0 * before.count("linear")),))
 
 
@@ -188,7 +180,7 @@ def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase,
     products = 2 if trained == form.count() else 1
     work = Phase("training", terms, world.original.bytes, *_train_work(settings, form, world, 3, trained, products))
     held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": MOMENTS * trained}
-    waiting = held | {"tensors to write": _until_shard(2 * form.count())}
+    waiting = held | {"the tensor to write": 2 * largest_linear(form)}
     return work, Phase("writing", waiting, form.bytes, moved=4.0 * form.bytes)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import PLAN, Checkpoint, TensorWriter, write_config
+from compress.checkpoint import PLAN, Checkpoint, write_config
 from compress.export.settings import HFExport, Merge
 from compress.stage import ADAPTER
+from compress.writer import TensorWriter
 
 
 def write_artifact(checkpoint: Checkpoint, settings: HFExport, folder: Path) -> None:

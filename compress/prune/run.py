@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from compress.arch import Widths, adapter_for
 from compress.calibrate import calibration_windows
-from compress.checkpoint import PLAN, Checkpoint, TensorWriter, write_config
+from compress.checkpoint import PLAN, Checkpoint, write_config
 from compress.errors import UserError
 from compress.prune.compensate import Fit, compensate
 from compress.prune.plan import Plan, select
@@ -17,6 +17,7 @@ from compress.prune.surgery import prune_tensor
 from compress.runtime.loading import load_model
 from compress.stage import PRUNED, Context, Metrics
 from compress.train.student import write_dense
+from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
     from compress.prune.stage import Compensate
@@ -47,7 +48,7 @@ def prune(checkpoint: Checkpoint, widths: Widths, tokens: int, context: Context)
 def cut(checkpoint: Checkpoint, plan: Plan, context: Context) -> Checkpoint:
     """Apply a plan tensor by tensor; the model is not loaded."""
     architecture = adapter_for(checkpoint.config)
-    writer = TensorWriter(context.folder)
+    writer = TensorWriter(context.folder, checkpoint.shards)
     with context.progress.bar("cutting", len(checkpoint.shards)) as advance:
         for name, tensor in checkpoint.tensors():
             kept = prune_tensor(name, tensor, plan, architecture, checkpoint.config)

@@ -1,21 +1,32 @@
-"""Rewrites a dense checkpoint with weights on grids, tensor by tensor: the model is never loaded."""
+"""Rewrites a dense checkpoint with weights on grids, tensor by tensor: the model is never loaded.
+
+While one tensor is encoded the disk reads the next and writes the last. Without calibration a run that was killed goes
+on with the tensor it stopped at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
-from compress.checkpoint import Checkpoint, TensorWriter, write_config
+from compress.checkpoint import Checkpoint, write_config
 from compress.errors import UserError
-from compress.grids import Encoded, Grid
-from compress.runtime.layout import layout_for
+from compress.grids import Encoded, FourBit, Grid
+from compress.runtime.layout import Layout, layout_for
 from compress.stage import DENSE, QUANTIZED, Context, Metrics
+from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHUNK = 1 << 20
+"""Weights worked on at a time."""
+LARGEST_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -63,27 +74,34 @@ def encode_checkpoint(
             "no linear layer of this model has a shape that runs on this grid.", "Quantize with another one."
         )
     layout = layout_for(chosen, linears - set(left_dense), placement.activations)
-    writer = TensorWriter(context.folder)
-    errors: dict[str, float] = {}
-    stored = weights = 0
-    with context.progress.bar("quantizing", len(chosen)) as advance:
-        for stored_name, original in checkpoint.tensors():
+    # what an algorithm has chosen is not chosen again in the same way for sure; rounding to nearest is
+    data_free = not placement.solved and not placement.dense
+    writer = TensorWriter(
+        context.folder, _names(checkpoint, chosen, layout), journal=context.scratch if data_free else None
+    )
+    facts: dict[str, dict[str, Any]] = dict(writer.done)
+    if facts:
+        context.progress.say(f"goes on at tensor {len(facts) + 1} of {len(checkpoint.shards)}")
+    with context.progress.bar("quantizing", len(checkpoint.shards)) as advance:
+        advance(len(facts))
+        for stored_name, original in checkpoint.tensors(without=writer.done):
             name = architecture.parameter(stored_name)
             path = name.removesuffix(".weight")
             tensor = placement.dense[name].detach().cpu() if name in placement.dense else original
-            if path not in chosen:
-                if not _is_tied_copy(name, architecture.modules.head, checkpoint):
-                    writer.add(stored_name, tensor.to(original.dtype))
-                continue
-            # [out, in], as bitsandbytes and we hold a linear
-            weight = tensor.t().contiguous() if architecture.modules.conv1d and path in linears else tensor
-            grid = chosen[path]
-            encoded = replace(placement.solved.get(path) or grid.encode(weight), dtype=original.dtype)
-            errors[path] = relative_error(weight, grid.decode(encoded))
-            for part, value in layout.on_disk(name, encoded, grid).items():
-                writer.add(part, value)
-            stored += encoded.bytes()
-            weights += weight.numel()
+            facts[stored_name] = {}
+            if path in chosen:
+                # [out, in], as bitsandbytes and we hold a linear
+                weight = tensor.t().contiguous() if architecture.modules.conv1d and path in linears else tensor
+                grid = chosen[path]
+                encoded = placement.solved.get(path) or encode_rows(grid, weight)
+                encoded = replace(encoded, dtype=original.dtype)
+                for part, value in layout.on_disk(name, encoded, grid).items():
+                    writer.add(part, value)
+                error = relative_error(weight, grid.decode(encoded))
+                facts[stored_name] = {"error": error, "bytes": encoded.bytes(), "weights": weight.numel()}
+            elif not _is_tied_copy(name, architecture.modules.head, checkpoint):
+                writer.add(stored_name, tensor.to(original.dtype))
+            writer.step(stored_name, facts[stored_name])
             advance(1)
     writer.close()
     checkpoint.copy_sidecars(context.folder)
@@ -91,14 +109,43 @@ def encode_checkpoint(
     if left_dense:
         context.progress.say(f"{len(left_dense)} of {len(linears)} layers stay dense: their shapes do not fit the grid")
     write_config(context.folder, checkpoint.config, {"quantization_config": layout.config(chosen, dtype, left_dense)})
+    found = {architecture.parameter(name).removesuffix(".weight"): facts[name] for name in sorted(facts) if facts[name]}
+    errors = {path: fact["error"] for path, fact in found.items()}
+    bits = 8 * sum(fact["bytes"] for fact in found.values())
     metrics = {
         "left_dense": left_dense,
         "grids": {path: grid.name for path, grid in sorted(chosen.items())},
-        "bits_per_weight": 8 * stored / weights,
+        "bits_per_weight": bits / sum(fact["weights"] for fact in found.values()),
         "mean_relative_error": sum(errors.values()) / len(errors),
         "relative_error": errors,
     }
     return Checkpoint(context.folder, (checkpoint.traits - {DENSE}) | {QUANTIZED} | traits, checkpoint.name), metrics
+
+
+def _names(checkpoint: Checkpoint, chosen: Mapping[str, Grid], layout: Layout) -> Iterator[str]:
+    """Of all tensors that will be written."""
+    architecture = adapter_for(checkpoint.config)
+    for stored_name in checkpoint.shards:
+        name = architecture.parameter(stored_name)
+        grid = chosen.get(name.removesuffix(".weight"))
+        if grid is None:
+            yield stored_name
+        else:
+            # a grid has the same parts for a weight of any shape
+            yield from layout.on_disk(name, grid.encode(torch.zeros(32, LARGEST_BLOCK)), grid)
+
+
+def encode_rows(grid: Grid, weight: Tensor) -> Encoded:
+    """`grid.encode`, a few rows at a time, so that what it needs on the way stays small.
+
+    4-bit tables are left whole: their kernel needs nothing on the way, and scales of scales run over all rows.
+    """
+    rows = max(1, CHUNK // max(1, weight.shape[1]))
+    if isinstance(grid, FourBit) or len(weight) <= rows:
+        return grid.encode(weight)
+    pieces = [grid.encode(piece) for piece in torch.split(weight, rows)]
+    parts = {part: torch.cat([piece.parts[part] for piece in pieces]) for part in pieces[0].parts}
+    return Encoded(parts, weight.shape, weight.dtype)
 
 
 def _left_dense(checkpoint: Checkpoint, placement: Placement, linears: set[str]) -> list[str]:
@@ -124,6 +171,10 @@ def _is_tied_copy(name: str, head: str, checkpoint: Checkpoint) -> bool:
 
 
 def relative_error(weight: Tensor, decoded: Tensor) -> float:
-    """||W - Q(W)|| / ||W|| in fp32."""
-    difference = (weight.float() - decoded.float()).norm()
-    return float(difference / weight.float().norm().clamp_min(1e-30))
+    """||W - Q(W)|| / ||W||, in fp32 for as many rows at a time as stay in the processor's cache."""
+    squares = torch.zeros(2, dtype=torch.float64)
+    rows = max(1, CHUNK // max(1, weight.shape[1]))
+    for w, d in zip(torch.split(weight, rows), torch.split(decoded, rows), strict=True):
+        exact = w.float()
+        squares += torch.stack([(exact - d).norm(), exact.norm()]).double() ** 2
+    return float((squares[0] / squares[1].clamp_min(1e-60)).sqrt())

@@ -13,15 +13,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoint import INDEX, tensor_digests, weights_key
+from compress.checkpoint import tensor_digests, weights_key
 from compress.errors import UserError
+from compress.writer import INDEX, SINGLE
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("compress")
 
-SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 """Any one of these sets of files is a tokenizer of the families supported."""

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.arch import adapter_for
-from compress.checkpoint import Checkpoint, TensorWriter, write_config
+from compress.checkpoint import Checkpoint, write_config
 from compress.data.windows import mixed, training_windows
 from compress.runtime.loading import load_model
+from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
     from compress.data.windows import Windows
@@ -46,7 +47,7 @@ def write_dense(model: Any, source: Checkpoint, context: Context) -> Checkpoint:
     """Write a trained dense model with the names, types and sidecars of the checkpoint it came from."""
     state = model.state_dict()
     own_name = adapter_for(source.config).parameter
-    writer = TensorWriter(context.folder)
+    writer = TensorWriter(context.folder, source.shards)
     for name, tensor in source.tensors():
         trained = state.get(own_name(name))
         # a buffer that models no longer hold stays as it is

@@ -147,7 +147,7 @@ def test_full_disk_while_writing(
 ) -> None:
     import errno
 
-    from compress.checkpoint import TensorWriter
+    from compress.writer import TensorWriter
 
     def full(self: TensorWriter) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(self.folder))

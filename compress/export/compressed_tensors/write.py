@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.arch.linears import linear_paths
-from compress.checkpoint import PLAN, TensorWriter, write_config
+from compress.checkpoint import PLAN, write_config
 from compress.errors import UserError
 from compress.export.compressed_tensors.settings import Scheme
 from compress.export.tensors import delivered
 from compress.grids import Encoded, Grid, Int8, Integer
 from compress.grids.integer import pack_words
+from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,47 @@
+"""What the experiments share: a CSV row with date, versions and processor."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def versions(packages: Sequence[str]) -> str:
+    """Those that are installed, such as "torch 2.13.0; numpy 2.4"."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return "; ".join(found)
+
+
+def append_row(name: str, row: Mapping[str, Any]) -> None:
+    """Add a row to results/NAME.csv, with the date first and the processor last."""
+    date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    full = {"date": date, **row, "processor": processor()}
+    file = RESULTS / f"{name}.csv"
+    file.parent.mkdir(exist_ok=True)
+    fresh = not file.exists()
+    with file.open("a", newline="") as opened:
+        writer = csv.DictWriter(opened, fieldnames=list(full))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(full)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compress.grids import Encoded, Grid, grid_named, level_of, value_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
+from compress.quant.kept import kept_start
 from compress.quant.qat import QAT, Trains
 from compress.quant.run import Start, outer_grids, solve_layers
 from compress.quant.scales import search
@@ -27,7 +28,7 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     windows = windows_for(stage.train, context)
     grids = linear_grids(checkpoint.config, grid_named(stage.grid))
     outer = outer_grids(checkpoint, grid_named(stage.embedding)) if stage.embedding else {}
-    start = solve_layers(checkpoint, grids, stage, context, goals=True)
+    start = kept_start(context.scratch, grids, lambda: solve_layers(checkpoint, grids, stage, context, goals=True))
     student = load_student(checkpoint, context).requires_grad_(False)
     encoded = {path: on_grid_for_good(student.get_submodule(path), grid) for path, grid in outer.items()}
     student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
@@ -75,9 +76,11 @@ def choose_what_trains(student: nn.Module, stage: QAT) -> None:
         if isinstance(module, GridLinear):
             weight = module.on_grid
             low_rank = list(weight.low_rank or [])
-            weight.latent.requires_grad_(stage.trains is Trains.weights)
+            table = weight.table
+            spacing = float(table[-1] - table[0]) / (len(table) - 1)
+            _rate(weight.latent, spacing if stage.trains is Trains.weights else 0.0)
             for factor in low_rank:
-                factor.requires_grad_(True)
+                _rate(factor, spacing)
             _rate(weight.factor, stage.scale_rate)
     for name, parameter in student.named_parameters():
         beside = ".on_grid." not in name and parameter.dim() == 1

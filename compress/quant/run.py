@@ -46,6 +46,7 @@ def calibration_of(stage: PostTraining | QAT) -> Calibration:
         algorithm=stage.algorithm,
         damping=given.damping,
         absorb=given.absorb,
+        ridge=given.ridge,
         rounds=given.rounds,
         first_token=given.first_token,
         scaling=stage.scaling,

@@ -30,7 +30,7 @@ class Calibration:
     algorithm: Algorithm = Algorithm.gptq
     damping: float = 0.01
     absorb: float = 0.5
-    ridge: float = 0.1
+    ridge: float = 1.0
     """Pull of W' towards W, relative to the mean diagonal of H: what is fitted must not be the noise of the text."""
     rounds: int = 2
     """Turns of refitting scales and levels after the feedback."""

@@ -54,14 +54,16 @@ class Activations(str, Enum):
 class CalibrationSettings:
     """The text that errors are measured on, and how they are spread."""
 
-    tokens: int = 32768
-    """Calibration tokens; text of one's own counts among them."""
-    length: int = 512
+    tokens: int = 16384
+    """Calibration tokens; text of the original's own counts among them."""
+    length: int = 256
     """Tokens per window."""
     damping: float = 0.01
     """Added to the diagonal of the inputs' second moment, relative to its mean."""
     absorb: float = 0.5
     """Part of the drift from the original that every layer makes up for."""
+    ridge: float = 1.0
+    """Pull towards the weights as they are while it does, relative to the size of the inputs."""
     rounds: int = 2
     """Turns of refitting scales and levels after error feedback."""
     first_token: float = 1.0
@@ -74,6 +76,8 @@ class CalibrationSettings:
             )
         if not self.damping > 0:
             raise UserError(f"calibration.damping={self.damping} must be above zero.")
+        if not self.ridge > 0:
+            raise UserError(f"calibration.ridge={self.ridge} must be above zero.")
         if not 0 <= self.absorb <= 1:
             raise UserError(f"calibration.absorb={self.absorb} is a fraction: from 0 to 1.")
         if self.rounds < 0 or self.first_token < 0:

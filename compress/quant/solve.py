@@ -50,9 +50,9 @@ class Solved:
     goal: Tensor
     """[out, in], between the levels: where training can go on."""
     error: float
-    """tr(E H E^T) / tr(W H W^T) with E the difference to the original weight W: what its output has lost."""
+    """tr(E H E^T) / tr(W H W^T), E the difference to what the weight should be (W'): what rounding costs its output."""
     error_rtn: float
-    """The same for plain rounding."""
+    """The same for W rounded to nearest, against W."""
 
 
 @dataclass
@@ -76,10 +76,11 @@ def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token
         first_token: weight of each window's first token.
     """
     total = torch.zeros(left[0].shape[-1], right[0].shape[-1], device=left[0].device)
+    weights = torch.ones(SINKS, device=total.device)
+    weights[0] = first_token
     count = 0.0
     for x, y in zip(left, right, strict=True):
-        head = x[:, :SINKS].float()
-        head[:, 0] *= first_token
+        head = x[:, :SINKS].float() * weights[: x.shape[1], None]
         total.addmm_(head.flatten(0, 1).t(), y[:, :SINKS].float().flatten(0, 1))
         if x.shape[1] > SINKS:
             total += x[:, SINKS:].flatten(0, 1).t() @ y[:, SINKS:].flatten(0, 1)
@@ -122,7 +123,7 @@ def target(
 
 
 def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Calibration) -> Solved:
-    """Round `goal` on `grid` by the algorithm of the settings; errors are told against `weight`, both [out, in]."""
+    """Round `goal` on `grid` by the algorithm of the settings; `weight` is the plain one, both [out, in]."""
     plain = grid.start(weight)
     rtn = level_of(weight, plain, grid)
     if settings.algorithm is Algorithm.rtn:
@@ -138,7 +139,7 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
                 rounded = descend(goal, rounded.levels, h, grid, scales)
                 scales = refit(goal, rounded.levels, scales, h, grid)
     size = _energy(weight, gram).clamp_min(1e-30)
-    error = _energy(value_of(rounded.levels, scales) - weight, gram) / size
+    error = _energy(value_of(rounded.levels, scales) - goal, gram) / size
     error_rtn = _energy(value_of(rtn, plain) - weight, gram) / size
     return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn))
 

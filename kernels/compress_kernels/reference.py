@@ -216,5 +216,6 @@ def sweep_columns(request: Sweep) -> Swept:
         value = levels[j] * scale[j] + offset[j]
         moved[j] = (x - value if anchor is None else value - anchor[j]) * request.gain[j]
         work[j] = x
-        work[j + 1 :].addr_(request.coupling[j, j + 1 :], moved[j], alpha=-1)
+        # not addr_: that may fuse the product with the sum, and every product is rounded here
+        work[j + 1 :] -= request.coupling[j, j + 1 :, None] * moved[j]
     return Swept(levels.t().contiguous(), work.t().contiguous(), moved.t().contiguous())

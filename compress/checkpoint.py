@@ -16,6 +16,7 @@ from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ class Checkpoint:
 
         opened: dict[Path, Any] = {}
         wanted = [(name, file) for name, file in self.shards.items() if name not in without]
-        for (name, file), following in zip(wanted, [*wanted[1:], None], strict=True):
+        for (name, file), following in zip_longest(wanted, wanted[1:]):
             if file not in opened:
                 opened[file] = safe_open(file, "pt")
             if following is not None:

@@ -58,7 +58,7 @@ def save_dense(job: Job, weights: dict[str, Tensor]) -> None:
     model.save_pretrained(job.out)
 
 
-def decoder_linears(model: nn.Module) -> dict[str, nn.Module]:
+def decoder_linears(model: nn.Module) -> dict[str, Any]:
     """Modules with a place for a weight inside the decoder layers."""
     return {n: m for n, m in model.named_modules() if ".layers." in f".{n}" and n.endswith("_proj")}
 
@@ -110,8 +110,7 @@ def torchao_int8_dynamic(job: Job) -> Done:
     paths = set(decoder_linears(model))
     quantize_(model, Int8DynamicActivationInt8WeightConfig(), filter_fn=lambda _, path: path in paths)
     seconds = time.perf_counter() - begin
-    weights: dict[str, Any] = {path: layer.weight for path, layer in decoder_linears(model).items()}
-    save_dense(job, {path: weight.dequantize() for path, weight in weights.items()})
+    save_dense(job, {path: layer.weight.dequantize() for path, layer in decoder_linears(model).items()})
     return Done(seconds, ("torchao",), "int8_token")
 
 
@@ -157,7 +156,7 @@ def hqq_int4(job: Job) -> Done:
     settings = BaseQuantizeConfig(nbits=4, group_size=64)
     AutoHQQHFModel.quantize_model(model, quant_config=settings, compute_dtype=torch.bfloat16, device="cpu")
     seconds = time.perf_counter() - begin
-    layers: dict[str, Any] = decoder_linears(model)
+    layers = decoder_linears(model)
     save_dense(job, {path: layer.dequantize() for path, layer in layers.items()})
     return Done(seconds, ("hqq",))
 
@@ -181,7 +180,7 @@ def autoround_int4(job: Job) -> Done:
     )
     model, _ = quantizer.quantize()
     seconds = time.perf_counter() - begin
-    layers: dict[str, Any] = decoder_linears(model)
+    layers = decoder_linears(model)
     save_dense(job, {path: layer.weight for path, layer in layers.items()})
     return Done(seconds, ("auto-round",))
 
@@ -199,7 +198,7 @@ def gptqmodel_int4(job: Job) -> Done:
     seconds = time.perf_counter() - begin
     model.save(str(native))
     loaded = GPTQModel.load(str(native), device="cpu", backend=BACKEND.TORCH).model
-    layers: dict[str, Any] = decoder_linears(loaded)
+    layers = decoder_linears(loaded)
     save_dense(job, {path: as_dense(layer, layer.in_features) for path, layer in layers.items()})
     return Done(seconds, ("gptqmodel",))
 

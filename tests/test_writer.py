@@ -62,7 +62,10 @@ def test_index_names_every_file(tmp_path: Path) -> None:
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in given.values())
     assert index["weight_map"].keys() == given.keys()
     assert {*index["weight_map"].values()} == {f.name for f in (tmp_path / "out").glob("*.safetensors")}
-    assert all(torch.equal(t, given[name]) for name, t in Checkpoint(tmp_path / "out", frozenset()).tensors())
+    checkpoint = Checkpoint(tmp_path / "out", frozenset())
+    assert all(torch.equal(t, given[name]) for name, t in checkpoint.tensors())
+    assert [name for name, _ in checkpoint.tensors(without=[*given][3:])] == sorted([*given][:3])
+    assert not list(checkpoint.tensors(without=given))
 
 
 def steps(given: dict[str, torch.Tensor]) -> list[list[str]]:

@@ -7,58 +7,81 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
+from compress.checkpoint import Checkpoint
+from compress.data import Corpus
 from compress.grids import grid_named
 from compress.quant import encode
-from tests.pipelines.helpers import tiny_run
+from compress.quant.stage import INT8, NF4
+from compress.stage import DENSE, Context, Quiet
+from compress.store import Store
+from compress.writer import TensorWriter
 
-KILLED = """
-import os, signal, sys
-import compress
-import compress.writer as writer
-
-step = writer.TensorWriter.step
-
-def counted(self, name, facts=None):
-    step(self, name, facts)
-    counted.calls += 1
-    if counted.calls == AFTER:
-        self._wait()  # else the last line may be missing, and one tensor more is done again
-        os.kill(os.getpid(), signal.SIGKILL)
-
-counted.calls = 0
-writer.TensorWriter.step = counted
-compress.run(sys.argv[1:])
-"""
+STAGES = {"nf4": NF4, "int8": INT8}
 
 
-def test_killed_while_quantizing_goes_on(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
-    quiet = ("evaluate.prompts=[]", "evaluate.speed=false")
+class Said(Quiet):
+    """Keeps what is said."""
 
-    def command(name: str) -> list[str]:
-        return tiny_run("nf4", tiny_llama, text_file, tmp_path / name, *quiet)
+    def __init__(self) -> None:
+        self.lines: list[str] = []
 
-    def environment(name: str) -> dict[str, str]:
-        return {**os.environ, "COMPRESS_CACHE": str(tmp_path / f"cache_{name}")}
+    def say(self, message: str) -> None:
+        self.lines.append(message)
 
-    def artifact(name: str) -> dict[str, bytes]:
-        folder = tmp_path / name / "artifacts/hf"
-        return {f.name: f.read_bytes() for f in folder.iterdir() if f.name not in ("README.md", "manifest.json")}
 
-    plain = [sys.executable, "-m", "compress"]
-    subprocess.run([*plain, *command("undisturbed")], env=environment("undisturbed"), check=True, capture_output=True)
-    dying = [sys.executable, "-c", KILLED.replace("AFTER", "17"), *command("killed")]
-    died = subprocess.run(dying, env=environment("killed"), check=False, capture_output=True)
+def quantize(kind: str, model: Path, root: Path) -> tuple[dict[str, bytes], dict[str, Any], list[str]]:
+    """The stage in its store, as the pipeline runs it: files of the result, its metrics, and what was said."""
+    checkpoint, store, said = Checkpoint(model, frozenset({DENSE})), Store(root), Said()
+    with store.locked("key"), store.writing("key") as folder:
+        context = Context(
+            folder=folder,
+            scratch=store.scratch("key"),
+            original=checkpoint,
+            dense=None,
+            corpus=Corpus("none", (), (), (), ""),
+            own_text=lambda: torch.empty(0, 0),
+            fabric=cast(Any, None),
+            progress=said,
+        )
+        _, metrics = STAGES[kind]().run(checkpoint, context)
+        store.commit("key", folder, {"metrics": metrics})
+    files = {file.name: file.read_bytes() for file in store.folder("key").iterdir() if file.name != "record.json"}
+    return files, metrics, said.lines
+
+
+def dying(kind: str, model: Path, root: Path, after: int) -> None:
+    """The same, killed once `after` tensors are finished."""
+    step, calls = TensorWriter.step, []
+
+    def counted(self: TensorWriter, name: str, facts: Any = None) -> None:
+        step(self, name, facts)
+        calls.append(name)
+        if len(calls) == after:
+            self._wait()  # else the last line may be missing, and one tensor more is done again
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    TensorWriter.step = counted  # type: ignore[method-assign]
+    quantize(kind, model, root)
+
+
+@pytest.mark.parametrize(("kind", "after"), [("nf4", 17), ("int8", 39)])
+def test_killed_while_quantizing_goes_on(kind: str, after: int, tiny_llama: Path, tmp_path: Path) -> None:
+    """In the middle, and after the last tensor."""
+    code = f"from tests.quant.test_streaming import *; dying({kind!r}, Path(sys.argv[1]), Path(sys.argv[2]), {after})"
+    command = [sys.executable, "-c", code, str(tiny_llama), str(tmp_path / "killed")]
+    died = subprocess.run(command, check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert died.returncode == -signal.SIGKILL, died.stderr
-    again = [*plain, *command("killed")]
-    done = subprocess.run(again, env=environment("killed"), check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "goes on at tensor 18 of" in done.stderr, done.stderr
-    assert artifact("killed") == artifact("undisturbed")
-    assert not any((tmp_path / "cache_killed/store/progress").iterdir())
+    files, metrics, said = quantize(kind, tiny_llama, tmp_path / "killed")
+    assert said[0] == f"goes on at tensor {after + 1} of 39"
+    expected = quantize(kind, tiny_llama, tmp_path / "undisturbed")
+    assert (files, metrics, []) == expected
+    assert not any((tmp_path / "killed/progress").iterdir())
+    assert not any((tmp_path / "killed/unfinished").iterdir())
 
 
 @pytest.mark.parametrize("name", ["nf4", "int8", "int4_g64", "int4_g32_asym", "int3_g64", "q4_0", "q5_1", "q8_0"])

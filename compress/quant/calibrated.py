@@ -82,8 +82,8 @@ def calibrate(
                 collected = _collect(s, index, x_s, group, wanted[group[0]], settings)
                 # what the stream lacks is the projections' to make up for, a part of it each
                 missing = None
-            if settings.absorb and group[0] in writers:
-                missing = sum_of_products(batches(drift), collected.inputs, settings.first_token)
+                if settings.absorb and group[0] in writers:
+                    missing = sum_of_products(batches(drift), collected.inputs, settings.first_token)
                 for path in group:
                     module: Any = student.get_submodule(path)
                     weight = weight_of(module, modules.conv1d).float()

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from compress.runtime.cache import cache_of, with_cache
+
 REPEATS = 3
 
 
@@ -34,7 +36,7 @@ def measure_speed(model: Any, prefill_tokens: int, decode_tokens: int) -> dict[s
         middle = _now(model.device)
         token = out.logits[:, -1:].argmax(-1)
         for _ in range(decode_tokens):
-            out = model(token, past_key_values=out.past_key_values, use_cache=True)
+            out = model(token, **with_cache(model, cache_of(out)))
             token = out.logits[:, -1:].argmax(-1)
         end = _now(model.device)
         reading.append(prefill_tokens / (middle - begin))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.runtime.cache import cache_of, with_cache
+
 if TYPE_CHECKING:
     from compress.stage import Advance
 
@@ -84,11 +86,10 @@ def _sampled(
             token.to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=positions.to(model.device),
-            past_key_values=past,
-            use_cache=True,
+            **with_cache(model, past),
             logits_to_keep=1,
         )
-        past = out.past_key_values
+        past = cache_of(out)
         token = _draw(out.logits[:, -1].float().cpu(), generator)
         written = torch.cat([written, token], 1)
         mask = torch.cat([mask, torch.ones_like(token)], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,8 @@ def gentle(name: str):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_predicts_what_each_tensor_costs(name: str) -> None:
-    """Against the KL with that tensor alone on the grid."""
+    """Against the KL with that tensor alone on the grid: within a factor of two (errors and slopes are taken to be
+    independent), and in the right order, which is what an allocation needs."""
     model, reference = gentle(name), gentle(name)
     paths = linear_paths(model.config)
     found = slopes(model, WINDOWS.repeat(4, 1), paths, 0, lambda _: None)
@@ -64,7 +66,7 @@ def test_predicts_what_each_tensor_costs(name: str) -> None:
         measured.append(divergence(model, reference))
         module.weight.copy_(before)
     ratio = torch.tensor(predicted).log() - torch.tensor(measured).log()
-    assert float(ratio.abs().median()) < 0.5, ratio
+    assert float(ratio.abs().median()) < math.log(2), ratio
     order = torch.corrcoef(torch.stack([torch.tensor(predicted).log(), torch.tensor(measured).log()]))[0, 1]
     assert float(order) > 0.8, order
 

@@ -17,6 +17,7 @@ from compress.config import Config
 from compress.errors import UserError
 from compress.estimate.run import predicted_rows
 from compress.evaluate.evaluator import SECOND, Evaluator
+from compress.export.artifacts import Artifacts
 from compress.keys import Known, known_source, library_versions, sidecars_key, stage_fields, stage_inputs
 from compress.memory import PeakMemory
 from compress.own_text import own_text
@@ -62,7 +63,9 @@ class Run:
             current = self._stage(name, stage, current, dense)
             if DENSE in current.checkpoint.traits:
                 dense = current
-        artifacts = self._export(current)
+        self._title("export", None)
+        folder = self.output / "artifacts"
+        artifacts = self.exports.deliver(current.checkpoint, folder, self.evaluator, self.threads)
         report = self._report(current, artifacts)
         self._finish_artifacts(report)
         write_reports(report, self.output, self.config.report)
@@ -91,8 +94,8 @@ class Run:
         if config.teacher is not None:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
         self._check_plans()
-        for export in config.export.values():
-            export.check(self.first.checkpoint)
+        self.exports = Artifacts(config.export, self.progress)
+        self.exports.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_memory(config.stages, parameters)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
@@ -230,16 +233,6 @@ class Run:
         own = asdict(self.config.own_text)
         return content_key({"own": own, "original": self.original.key, **self.run_key})
 
-    def _export(self, current: Known) -> list[dict[str, Any]]:
-        """Write, reload and measure every artifact."""
-        from compress.export.deliver import deliver
-
-        self._title("export", None)
-        return [
-            deliver(name, settings, current.checkpoint, self.output / "artifacts" / name, self.evaluator, self.threads)
-            for name, settings in self.config.export.items()
-        ]
-
     def _report(self, current: Known, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
         from compress.report.build import Facts, build_report
 
@@ -257,6 +250,7 @@ class Run:
             stages=self.rows,
             final=final | behaviour,
             artifacts=artifacts,
+            left_out=self.exports.left_out,
             output=self.output,
             seconds=time.monotonic() - self.begin,
         )

@@ -54,10 +54,12 @@ class Export(ABC):
     5e-3 in bf16 or NF4, 1e-2 from an emulation of the same scheme where the runtime rounds activations itself."""
     probe_tokens: int = 256
     """Tokens of held-out text both are compared on."""
+    optional: bool = False
+    """Left out, saying so, where its packages are missing or the model cannot be said in it; else the run stops."""
 
     format: ClassVar[str]
     usage: ClassVar[str]
-    """Code that loads the artifact without anything of ours."""
+    """Code that loads the artifact."""
     plain_transformers: ClassVar[bool] = False
     """Whether `from_pretrained` reads it, so that it is measured like the stages."""
     own_tokenizer: ClassVar[bool] = False
@@ -94,6 +96,11 @@ class Export(ABC):
     @abstractmethod
     def runtime(self, checkpoint: Checkpoint) -> str:
         """What reloads it, as `reload.py` calls it; also the name of its module."""
+
+    def how_to_load(self, checkpoint: Checkpoint) -> str:
+        """Code that loads the artifact; without anything of ours wherever a format allows it."""
+        del checkpoint
+        return self.usage
 
     @abstractmethod
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:

@@ -66,7 +66,7 @@ def deliver(
         "bytes": size,
         "sha256": digest,
         "adapter": (folder / ADAPTER_CONFIG).is_file(),
-        "usage": settings.usage,
+        "usage": settings.how_to_load(checkpoint),
         **proof,
     }
 

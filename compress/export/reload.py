@@ -7,11 +7,15 @@ Nothing of this project is imported here (but for artifacts that only it reads):
 everybody.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -19,10 +23,30 @@ from safetensors.numpy import load_file, save_file
 REPEATS = 3
 
 
+class Runtime(Protocol):
+    """One loaded artifact; token ids int64 [length]."""
+
+    def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Logits fp32 [length, vocab]."""
+        ...
+
+    def tokens(self, text: str) -> list[int]:
+        """What its own tokenizer makes of a text."""
+        ...
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        """Read a prompt; the likeliest token after it."""
+        ...
+
+    def step(self, token: int) -> int:
+        """Read one more token; the likeliest one after it."""
+        ...
+
+
 class Transformers:
     """Plain `from_pretrained`, adapters and quantized layers as transformers finds them."""
 
-    def __init__(self, folder, threads, longest):
+    def __init__(self, folder: str, threads: int, longest: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,21 +54,21 @@ class Transformers:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def logits(self, ids):
+    def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return self.model(self.torch.from_numpy(ids)[None]).logits[0].float().numpy()
 
-    def tokens(self, text):
+    def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def prefill(self, ids):
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
         out = self.model(self.torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
         return int(out.logits[0, -1].argmax())
 
-    def step(self, token):
+    def step(self, token: int) -> int:
         out = self.model(self.torch.tensor([[token]]), past_key_values=self.past, use_cache=True)
         return int(out.logits[0, -1].argmax())
 
@@ -52,7 +76,7 @@ class Transformers:
 class Compress(Transformers):
     """`compress.load`, for the layout that only it reads."""
 
-    def __init__(self, folder, threads, longest):
+    def __init__(self, folder: str, threads: int, longest: int) -> None:
         import torch
         from transformers import AutoTokenizer
 
@@ -69,50 +93,58 @@ class Compress(Transformers):
 class LlamaCpp:
     """llama.cpp through llama-cpp-python."""
 
-    def __init__(self, folder, threads, longest):
+    def __init__(self, folder: str, threads: int, longest: int) -> None:
         from llama_cpp import Llama
 
         file = next(iter(sorted(Path(folder).glob("*.gguf"))))
-        self.make = lambda every, verbose=False: Llama(
-            str(file), n_ctx=longest, n_threads=threads, n_threads_batch=threads, logits_all=every, verbose=verbose
-        )
+
+        def make(every: bool, verbose: bool = False) -> Any:
+            return Llama(
+                str(file), n_ctx=longest, n_threads=threads, n_threads_batch=threads, logits_all=every, verbose=verbose
+            )
+
+        self.make = make
         try:
             self.fast = self.make(False)
         except ValueError:
             self.make(False, verbose=True)  # says why
             raise
-        self.full = None
+        self.full: Any = None
 
-    def logits(self, ids):
+    def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         # a second context: one that keeps the logits of every position reads more slowly
         self.full = self.full or self.make(True)
         self.full.reset()
         self.full.eval(ids.tolist())
         return np.array(self.full.scores[: len(ids)], dtype=np.float32)
 
-    def tokens(self, text):
+    def tokens(self, text: str) -> list[int]:
         return self.fast.tokenize(text.encode(), add_bos=False, special=True)
 
-    def prefill(self, ids):
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
         self.fast.reset()
         self.fast.eval(ids.tolist())
         return self._best()
 
-    def step(self, token):
+    def step(self, token: int) -> int:
         self.fast.eval([token])
         return self._best()
 
-    def _best(self):
+    def _best(self) -> int:
         import llama_cpp
 
         logits = llama_cpp.llama_get_logits_ith(self.fast.ctx, -1)
         return int(np.ctypeslib.as_array(logits, shape=(self.fast.n_vocab(),)).argmax())
 
 
-RUNTIMES = {"transformers": Transformers, "compress": Compress, "llama_cpp": LlamaCpp}
+RUNTIMES: dict[str, Callable[..., Runtime]] = {
+    "transformers": Transformers,
+    "compress": Compress,
+    "llama_cpp": LlamaCpp,
+}
 
 
-def speed(runtime, prompt, decode):
+def speed(runtime: Runtime, prompt: np.ndarray[Any, Any], decode: int) -> dict[str, float]:
     """Tokens per second of prefill and decode: the median of three runs after one that is not counted."""
     reading, writing = [], []
     for _ in range(REPEATS + 1):
@@ -130,7 +162,7 @@ def speed(runtime, prompt, decode):
     }
 
 
-def answer(runtime, question):
+def answer(runtime: Runtime, question: dict[str, Any]) -> dict[str, Any]:
     """One question's answer."""
     if question["do"] == "logits":
         save_file({"logits": runtime.logits(load_file(question["ids"])["ids"])}, question["to"])
@@ -140,7 +172,7 @@ def answer(runtime, question):
     return {"tokens": [list(map(int, runtime.tokens(text))) for text in question["texts"]]}
 
 
-def main(name, artifact, options):
+def main(name: str, artifact: str, options: str) -> None:
     """Load, then answer until the input ends."""
     # what libraries print must not come between the answers
     replies = os.fdopen(os.dup(1), "w")

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
     from compress.export.base import Load
 
+OWN_USAGE = (
+    "# pip install compress: plain transformers does not know these grids\n"
+    "import compress\n"
+    "from transformers import AutoTokenizer\n\n"
+    'model = compress.load("path/to/this/folder")\n'
+    'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
+)
+
 
 class Merge(str, Enum):
     """What happens to an adapter."""
@@ -25,7 +33,11 @@ class Merge(str, Enum):
 
 @dataclass
 class HFExport(Export):
-    """A Hugging Face folder that plain `transformers` (and `peft`) loads; other grids need `compress.load`."""
+    """A Hugging Face folder that plain `transformers` (and `peft`) loads.
+
+    On grids that transformers has no words for (integers, blocks of GGUF, mixed) it is the folder that `compress.load`
+    reads: reloaded and compared the same way, and its card says so.
+    """
 
     merge: Merge = Merge.none
     """none: adapter beside the 4-bit base, as measured; dense: adapter added to the decoded base, a bf16 model."""
@@ -43,6 +55,10 @@ class HFExport(Export):
         from compress.runtime.encoded import quantization_of
 
         return "transformers" if quantization_of(checkpoint.raw_config) is None else "compress"
+
+    def how_to_load(self, checkpoint: Checkpoint) -> str:
+        """`compress.load` for a layout of ours."""
+        return self.usage if self.runtime(checkpoint) == "transformers" else OWN_USAGE
 
     def write(self, checkpoint: Checkpoint, folder: Path) -> None:
         """Weights, config, tokenizer, adapter."""

@@ -30,6 +30,8 @@ class Facts:
     stages: list[dict[str, Any]]
     final: dict[str, Any]
     artifacts: list[dict[str, Any]]
+    left_out: dict[str, str]
+    """Exports that were not written, and why."""
     output: Path
     seconds: float
 
@@ -64,6 +66,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
             "ppl_ratio": final["ppl"] / baseline["ppl"],
         },
         "artifacts": facts.artifacts,
+        "left_out": facts.left_out,
         "output": str(facts.output),
         "seconds": facts.seconds,
     }

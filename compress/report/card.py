@@ -153,7 +153,7 @@ def told(fields: Mapping[str, Any]) -> str:
 
 
 def loading(artifact: Mapping[str, Any]) -> str:
-    """Code that loads the artifact without anything of ours."""
+    """Code that loads the artifact."""
     if not artifact["adapter"]:
         return str(artifact["usage"])
     return (

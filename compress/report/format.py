@@ -109,7 +109,7 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
 
 
 def verdicts(report: Mapping[str, Any]) -> list[str]:
-    """One sentence for every artifact."""
+    """One sentence for every artifact, then one for every export that was left out."""
     sentences = []
     for a in report["artifacts"]:
         if a["verified"]:
@@ -120,7 +120,7 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
             sentences.append(f"{a['name']}: {size(a['bytes'])}, reloaded in a fresh process by {runtime}, {said}.")
         else:
             sentences.append(f"{a['name']}: FAILED: {a['error']}. Do not ship it.")
-    return sentences
+    return [*sentences, *(f"{name}: LEFT OUT: {why}" for name, why in report["left_out"].items())]
 
 
 def speeds(report: Mapping[str, Any]) -> list[str]:

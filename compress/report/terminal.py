@@ -28,6 +28,7 @@ def show(report: Mapping[str, Any]) -> None:
     console.print()
     for sentence in [*form.fractions(report), *form.speeds(report)]:
         console.print(sentence)
-    for artifact, sentence in zip(report["artifacts"], form.verdicts(report), strict=True):
-        console.print(sentence, style="" if artifact["verified"] else "bold red")
+    well = [artifact["verified"] for artifact in report["artifacts"]] + [False] * len(report["left_out"])
+    for verified, sentence in zip(well, form.verdicts(report), strict=True):
+        console.print(sentence, style="" if verified else "bold red")
     console.print(f"Took {form.duration(report['seconds'])}. Everything is in {report['output']}", soft_wrap=True)

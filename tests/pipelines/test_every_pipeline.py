@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import compress
+from compress.command import run_overrides
 from compress.config import pipelines
+from compress.errors import UserError
+from compress.export.gguf.settings import GGUFExport
 from tests.pipelines.helpers import tiny_run
 
 STAGE_KEYS = {"name", "kind", "key", "cached", "seconds", "peak_rss_bytes", "params", "bytes", "metrics"}
 METRICS = {"ppl", "kl_to_teacher", "top1_agreement"}
 ARTIFACT_KEYS = {"format", "path", "bytes", "sha256", "verified", "max_kl"}
+
+BESIDE = dict.fromkeys(("int8", "int8_smooth", "qat_int8", "int4_gptq", "int4_awq"), "compressed_tensors")
+BESIDE |= dict.fromkeys(("q4_0_gptq", "qat_q4_0", "mixed"), "gguf")
+"""What a preset delivers besides the Hugging Face folder."""
 
 
 @pytest.mark.parametrize("name", pipelines())
@@ -25,6 +33,8 @@ def test_runs_and_tells(name: str, tiny_llama: Path, text_file: Path, tmp_path: 
     report = compress.run(overrides)
     assert shlex.split(report["command"]) == ["python", "-m", "compress", *overrides]
     assert report == json.loads((output / "report.json").read_text())
+    formats = [artifact["format"] for artifact in report["artifacts"]]
+    assert formats == ["hf", *([BESIDE[name]] if name in BESIDE else [])] and report["left_out"] == {}
     assert {"pipeline", "seed", "versions", "baseline", "final", "stages", "artifacts"} <= set(report)
     assert report["pipeline"] == name and report["baseline"]["kl_to_teacher"] < 1e-6
     for stage in report["stages"]:
@@ -34,9 +44,10 @@ def test_runs_and_tells(name: str, tiny_llama: Path, text_file: Path, tmp_path: 
         assert set(artifact) >= ARTIFACT_KEYS and artifact["verified"], artifact["error"]
         folder = Path(artifact["path"])
         assert (folder / "README.md").is_file() and (folder / "manifest.json").is_file()
-        model = compress.load(str(folder))
-        with torch.no_grad():
-            assert bool(model(torch.arange(3, 30)[None]).logits.isfinite().all())
+        if artifact["runtime"] in ("transformers", "compress"):
+            model = compress.load(str(folder))
+            with torch.no_grad():
+                assert bool(model(torch.arange(3, 30)[None]).logits.isfinite().all())
     for name_ in ("report.md", "report.html", "config.yaml", "run.log"):
         assert (output / name_).stat().st_size > 0
 
@@ -76,3 +87,46 @@ def test_own_teacher(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: P
     report = compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))
     curve = report["stages"][0]["details"]["curve"]
     assert curve[-1]["kl"] < 0.8 * curve[0]["kl"]
+
+
+def test_a_gguf_run_and_its_verification(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    """The codes of the last stage lie in the file unchanged, and mode=verify asks llama.cpp again."""
+    gguf = pytest.importorskip("gguf", reason="pip install 'compress[runtimes]'")
+    pytest.importorskip("llama_cpp", reason="pip install 'compress[runtimes]'")
+    more = ["evaluate.prompts=[]", "evaluate.speed=false"]
+    report = compress.run(tiny_run("q4_0_gptq", tiny_llama, text_file, tmp_path / "out", *more))
+    own, file = report["artifacts"]
+    assert own["runtime"] == "compress" and "compress.load" in own["usage"] and own["verified"]
+    assert file["runtime"] == "llama_cpp" and file["verified"] and file["emulation"]["mean_kl"] < file["mean_kl"]
+    written = {t.name: t.data for t in gguf.GGUFReader(Path(file["path"]) / "model.gguf").tensors}
+    stored = load_file(Path(own["path"]) / "model.safetensors")
+    codes = stored["model.layers.1.mlp.down_proj.weight.blocks"].numpy()
+    assert (written["blk.1.ffn_down.weight"].reshape(codes.shape) == codes).all()
+    for artifact in report["artifacts"]:
+        told = run_overrides(["mode=verify", f"artifact={artifact['path']}"])
+        assert told["status"] == 0 and f"{artifact['runtime']} answers as it did" in told["message"]
+
+
+def test_an_optional_export_is_left_out_aloud(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GGUFExport, "packages", ("gguf_that_is_not_there",))
+    more = ["evaluate.prompts=[]", "evaluate.speed=false"]
+    overrides = tiny_run("q4_0_gptq", tiny_llama, text_file, tmp_path / "out", *more)
+    report = compress.run(overrides)
+    assert [artifact["name"] for artifact in report["artifacts"]] == ["hf"]
+    assert "gguf_that_is_not_there" in report["left_out"]["gguf"] and "pip install" in report["left_out"]["gguf"]
+    assert "LEFT OUT" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(UserError, match="gguf_that_is_not_there"):
+        compress.run([*overrides, "export.gguf.optional=false"])
+
+
+def test_an_optional_export_that_cannot_say_the_result_is_left_out(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Known only after the work: nothing lies on an integer grid."""
+    more = ["stages.quant.grid=q4_0", "evaluate.prompts=[]", "evaluate.speed=false"]
+    report = compress.run(tiny_run("int4_gptq", tiny_llama, text_file, tmp_path / "out", *more))
+    assert [artifact["name"] for artifact in report["artifacts"]] == ["hf"] and report["artifacts"][0]["verified"]
+    assert "INT8 or INT4 grid" in report["left_out"]["compressed_tensors"]
+    assert [folder.name for folder in (tmp_path / "out" / "artifacts").iterdir()] == ["hf"]

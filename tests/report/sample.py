@@ -112,6 +112,7 @@ def full() -> dict[str, Any]:
         ],
         "won_back": [],
         "final": {**last, "bytes_of_bf16_original": 0.44, "bytes_of_source_file": 1.2, "ppl_ratio": 1.25},
+        "left_out": {},
         "artifacts": [
             {
                 "name": "hf",

@@ -56,6 +56,8 @@ def test_verdicts() -> None:
     assert "reloaded in a fresh process" in form.verdicts(report)[0]
     report["artifacts"][0] |= {"verified": False, "error": "mean KL 2.3e-02"}
     assert form.verdicts(report) == ["hf: FAILED: mean KL 2.3e-02. Do not ship it."]
+    report["left_out"] = {"gguf": "llama_cpp is missing."}
+    assert form.verdicts(report)[1] == "gguf: LEFT OUT: llama_cpp is missing."
 
 
 def test_speeds_need_both_sides() -> None:

@@ -56,7 +56,8 @@ def plain_linear(encoded: Encoded, kind: Kind, bias: Tensor | None) -> nn.Linear
     if isinstance(kind.grid, Int8):
         codes, scales = kind.grid.unpack(encoded)
         weight = codes.to(encoded.dtype) * scales.scale.to(encoded.dtype)
-    layer = nn.Linear(*reversed(weight.shape), bias=bias is not None, dtype=weight.dtype)
+    rows, columns = weight.shape
+    layer = nn.Linear(columns, rows, bias=bias is not None, dtype=weight.dtype)
     layer.weight.copy_(weight)
     if bias is not None:
         layer.bias.copy_(bias)

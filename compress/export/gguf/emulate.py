@@ -40,14 +40,13 @@ def expected(checkpoint: Checkpoint, type_of: TypeOf, ids: Tensor, load: Load) -
     rounds = False
     for name, value, grid in delivered(checkpoint):
         path = name.removesuffix(".weight")
-        dense = not isinstance(value, Encoded)
-        if path in (name, modules.positions) or (dense and value.dim() == 1):
+        if path in (name, modules.positions) or (not isinstance(value, Encoded) and value.dim() == 1):
             continue
         conv1d = modules.conv1d and name not in outer
         kind = kind_of(name, value, grid, type_of, name in outer, conv1d)
         on_blocks = kind not in DTYPES
         rounds |= on_blocks
-        if dense and on_blocks:
+        if on_blocks and not isinstance(value, Encoded):
             data = contents(kind, value, None, conv1d)
             size = value.t().shape if conv1d else value.shape
             weight = grid_named(kind.lower()).decode(Encoded({"blocks": data}, size, torch.float32))

@@ -133,6 +133,7 @@ def artifacts(report: Mapping[str, Any]) -> str:
             ("where", artifact["path"]),
         ]
         parts.append(f"<h3>{esc(artifact['name'])}</h3>" + facts(pairs))
+    parts += [f"<h3>{esc(name)}</h3>" + facts([("left out", why)]) for name, why in report["left_out"].items()]
     return section("artifacts", "Artifacts", *parts)
 
 

@@ -1,0 +1,75 @@
+"""All artifacts of a run: what cannot be written is known before any work, and what may be left out is, out loud."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.evaluate.evaluator import Evaluator
+    from compress.export.base import Export
+    from compress.stage import Progress
+
+
+class Artifacts:
+    """The exports of one run.
+
+    Args:
+        exports: by name, in order.
+        progress: hears what is left out.
+    """
+
+    def __init__(self, exports: Mapping[str, Export], progress: Progress) -> None:
+        self.exports = exports
+        self.progress = progress
+        self.left_out: dict[str, str] = {}
+        """Optional ones that cannot be written, and why."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Before any work.
+
+        Args:
+            checkpoint: the model the run starts from.
+
+        Raises:
+            UserError: one that is not optional cannot be written.
+        """
+        for name, export in self.exports.items():
+            with self._optional(name, export):
+                export.check(checkpoint)
+
+    def deliver(self, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, threads: int) -> list[dict[str, Any]]:
+        """Write, reload and measure them, each in `folder/NAME`.
+
+        Returns:
+            Their entries in the report.
+
+        Raises:
+            UserError: one that is not optional cannot say what the model has become.
+        """
+        from compress.export.deliver import PART, deliver
+
+        artifacts: list[dict[str, Any]] = []
+        for name, export in self.exports.items():
+            if name in self.left_out:
+                continue
+            with self._optional(name, export):
+                artifacts.append(deliver(name, export, checkpoint, folder / name, evaluator, threads))
+            shutil.rmtree(folder / (name + PART), ignore_errors=True)
+        return artifacts
+
+    @contextmanager
+    def _optional(self, name: str, export: Export) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            if not export.optional:
+                raise
+            self.left_out[name] = f"{error.problem} {error.hint}".strip()
+            self.progress.say(f"LEFT OUT: the artifact {name}: {self.left_out[name]}")

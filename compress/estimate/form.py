@@ -9,7 +9,10 @@ from functools import cached_property
 from compress.arch import Shape, Widths, adapter_for
 from compress.arch.base import Config
 from compress.arch.inventory import Parameter, inventory
+from compress.estimate.grids import BudgetFormat, OwnFormat
 from compress.estimate.layouts import DENSE, Format, Stored, file_bytes
+
+Layout = Format | OwnFormat | BudgetFormat
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Form:
     config: Config
     widths: Widths
     dtype: str = "bfloat16"
-    linears: Format = DENSE
-    embeddings: Format = DENSE
+    linears: Layout = DENSE
+    embeddings: Layout = DENSE
     rank: int = 0
 
     @cached_property

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from compress.estimate.form import Form
+from compress.estimate.layouts import GGUF_BLOCK, GGUF_BLOCK_BYTES
 
-BLOCK = 32
-BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
 ALIGNMENT = 32
 METADATA = 2048
 """Keys and values that are no lists: sizes, names, the chat template's usual length."""
@@ -64,8 +63,8 @@ def tensor_bytes(shape: tuple[int, ...], grid: str) -> int:
         count *= size
     if len(shape) < 2:
         size = 4 * count
-    elif grid in BLOCK_BYTES and shape[-1] % BLOCK == 0:
-        size = count // BLOCK * BLOCK_BYTES[grid]
+    elif grid in GGUF_BLOCK_BYTES and shape[-1] % GGUF_BLOCK == 0:
+        size = count // GGUF_BLOCK * GGUF_BLOCK_BYTES[grid]
     else:
         size = 2 * count
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -8,7 +8,8 @@
     int4, group g      4 + 16 / g                          compressed-tensors: packed int32, bf16 scales, shape
 
 Sources: QLoRA (arXiv 2305.14314, sec. 3) for double quantization, LLM.int8 (arXiv 2208.07339), and the libraries' own
-files. A safetensors file is 8 bytes, a JSON header padded to 8, and the tensors one after the other.
+files. Grids that neither library has, and grids of embeddings, are in our own layout (`compress.estimate.grids`).
+A safetensors file is 8 bytes, a JSON header padded to 8, and the tensors one after the other.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "
 TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """Names of a config's `dtype` -> safetensors' names."""
 NESTED_BLOCK = 256
+GGUF_BLOCK = 32
+GGUF_BLOCK_BYTES = {"Q4_0": 18, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34}
 ROWS_OF_FOUR_BIT = 32
 """bitsandbytes' 4-bit kernels on a CPU take this many rows at a time; what does not fit stays dense."""
 
@@ -66,7 +69,7 @@ class Format:
         """
         if self.kind == "dense" or len(weight.shape) != 2:
             return [Stored(weight.name, TYPES[dtype], weight.shape)]
-        out, width = reversed(weight.shape) if transposed else weight.shape
+        out, width = dimensions(weight, transposed)
         if not self.fits(out, width):
             return [Stored(weight.name, TYPES[dtype], weight.shape)]
         module = weight.name.removesuffix(".weight")
@@ -110,6 +113,12 @@ class Format:
 
 
 DENSE = Format()
+
+
+def dimensions(weight: Parameter, transposed: bool) -> tuple[int, int]:
+    """(out, in) of a linear layer's weight; `transposed` if the checkpoint holds it as [in, out]."""
+    rows, columns = weight.shape
+    return (columns, rows) if transposed else (rows, columns)
 
 
 def file_bytes(tensors: Iterable[Stored]) -> int:

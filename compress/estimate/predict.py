@@ -27,6 +27,7 @@ HOST_ONLY = frozenset(
         "reference states",
         "the tensor to write",
         "a cut tensor",
+        "codes chosen",
         "checkpoint",
     }
 )

@@ -12,23 +12,23 @@ from typing import Any
 
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format
-from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, Batch, layer_activations, loaded, training
+from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, loaded, training
+from compress.estimate.quantizing import mixed, post_training, qat
 from compress.estimate.work import (
+    GRAMS_AT_A_TIME,
+    WINDOW,
     Effect,
     Phase,
     World,
+    encoding,
     forward,
     gram_bytes,
-    head,
     largest_linear,
     micro_batch,
+    training_work,
+    walk_terms,
 )
 from compress.stage import ADAPTER, DENSE, QUANTIZED
-
-WINDOW = 256
-"""Tokens of a calibration window (`compress.calibrate.WINDOW`)."""
-GRAMS_AT_A_TIME = 1 << 30
-"""`compress.calibrate.GRAM_BYTES`."""
 
 Rule = Callable[[Any, Form, World], Effect]
 
@@ -37,7 +37,7 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
     """One walk over the calibration text, then one cut tensor in memory at a time."""
     del world
     after = replace(form, widths=stage.widths(form.config))
-    walk = Phase("scoring", _walk(form), form.bytes, forward(form, stage.calibration_tokens, WINDOW))
+    walk = Phase("scoring", walk_terms(form), form.bytes, forward(form, stage.calibration_tokens, WINDOW))
     cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
     return Effect(after, (walk, cut))
 
@@ -72,20 +72,6 @@ def distill(stage: Any, form: Form, world: World) -> Effect:
     return Effect(form, _full(stage.train, form, world, trained), stage.train.tokens)
 
 
-def rounded(stage: Any, form: Form, world: World) -> Effect:
-    """Round to nearest, tensor by tensor: what is encoded waits for its shard, one weight is in fp32 several times."""
-    del world
-    linears = Format(*_four_bit(stage)) if stage.kind == "nf4" else Format("int8")
-    return _encoded(form, replace(form, linears=linears))
-
-
-def qat_int8(stage: Any, form: Form, world: World) -> Effect:
-    """Full fine-tuning through rounded weights and activations, then encoding."""
-    after = replace(form, linears=Format("int8"))
-    phases = _full(stage.train, form, world, form.count())
-    return Effect(after, (*phases, *_encoded(form, after).phases), stage.train.tokens)
-
-
 def qlora(stage: Any, form: Form, world: World) -> Effect:
     """Adapters on a frozen 4-bit base: Gram matrices first, then training of the adapters alone."""
     after = replace(form, rank=stage.rank)
@@ -108,7 +94,7 @@ def qlora(stage: Any, form: Form, world: World) -> Effect:
     terms = training(form, batch, after.adapters, norms_train=False, master=0)
     terms |= loaded(after) | {"one layer decoded": 2 * 4 * largest_linear(form)}
     # the adapters' own weights are in `loaded`
-    phases.append(Phase("training", terms, world.original.bytes, *_train_work(stage.train, form, world, 2, 0)))
+    phases.append(Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 2, 0)))
     return Effect(after, tuple(phases), stage.train.tokens)
 
 
@@ -121,7 +107,7 @@ def general(stage: Any, form: Form, world: World) -> Effect:
         after = replace(after, rank=getattr(stage, "rank", 16))
     if getattr(stage, "calibration_tokens", 0):
         n = stage.calibration_tokens
-        terms = _walk(form) | {
+        terms = walk_terms(form) | {
             "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
             "one layer's inputs": 4 * n * form.widths.hidden,
         }
@@ -134,9 +120,10 @@ def general(stage: Any, form: Form, world: World) -> Effect:
         else:
             batch = micro_batch(stage.train, world.bf16)
             terms = training(form, batch, after.adapters, norms_train=False, master=0) | loaded(after)
-            phases.append(Phase("training", terms, world.original.bytes, *_train_work(stage.train, form, world, 2, 0)))
+            work = training_work(stage.train, form, world, 2, 0)
+            phases.append(Phase("training", terms, world.original.bytes, *work))
     if after.linears != form.linears:
-        phases += _encoded(form, after).phases
+        phases.append(encoding(form))
     return Effect(after, tuple(phases) or (_write(form),), tokens, by_general_rule=True)
 
 
@@ -144,9 +131,11 @@ STAGES: dict[str, Rule] = {
     "prune": prune,
     "compensate": compensate,
     "distill": distill,
-    "nf4": rounded,
-    "int8": rounded,
-    "qat_int8": qat_int8,
+    "nf4": post_training,
+    "int8": post_training,
+    "grid": post_training,
+    "mixed": mixed,
+    "qat": qat,
     "qlora": qlora,
 }
 """Kind of stage -> its rule."""
@@ -157,19 +146,8 @@ def effect_of(stage: Any, form: Form, world: World) -> Effect:
     return STAGES.get(stage.kind, general)(stage, form, world)
 
 
-def _walk(form: Form) -> dict[str, int]:
-    """One window through the model without gradients: a layer's results at a time."""
-    return {"activations": layer_activations(form, Batch(1, WINDOW, True), False)} | loaded(form)
-
-
 def _write(form: Form) -> Phase:
     return Phase("writing", {"the tensor to write": 2 * largest_linear(form)}, form.bytes, moved=2.0 * form.bytes)
-
-
-def _encoded(before: Form, after: Form) -> Effect:
-    # its codes, twice while their pieces are joined, and decoded in 16 bits
-    terms = {"one weight": 4 * largest_linear(before)}
-    return Effect(after, (Phase("encoding", terms, before.bytes, moved=30.0 * before.count("linear")),))
 
 
 def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase, ...]:
@@ -178,25 +156,10 @@ def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase,
     master = MASTER * form.count()
     terms = training(form, batch, trained, norms_train=True, master=master)
     products = 2 if trained == form.count() else 1
-    work = Phase("training", terms, world.original.bytes, *_train_work(settings, form, world, 3, trained, products))
+    work = Phase("training", terms, world.original.bytes, *training_work(settings, form, world, 3, trained, products))
     held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": MOMENTS * trained}
     waiting = held | {"the tensor to write": 2 * largest_linear(form)}
     return work, Phase("writing", waiting, form.bytes, moved=4.0 * form.bytes)
-
-
-def _train_work(
-    settings: Any, form: Form, world: World, passes: int, trained: int, head_gradients: int = 1
-) -> tuple[float, float, float]:
-    """(operations, exact operations, bytes moved) of a training run: `passes` forward-sized ones of the student."""
-    tokens, length = settings.tokens, settings.length
-    operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
-    operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
-    steps = tokens / max(1, settings.batch * settings.length)
-    return operations, 0.0, steps * 28.0 * trained
-
-
-def _four_bit(stage: Any) -> tuple[str, int, bool]:
-    return getattr(stage.code, "value", stage.code), stage.block, stage.double_quant
 
 
 def _guessed_grid(stage: Any) -> tuple[str, int, bool]:

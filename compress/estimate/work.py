@@ -7,11 +7,17 @@ head        2 x vocabulary x width per token and product
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from compress.estimate.form import Form
-from compress.estimate.memory import Batch
+from compress.estimate.memory import Batch, layer_activations, loaded
+
+WINDOW = 256
+"""Tokens of a calibration window (`compress.calibrate.WINDOW`)."""
+GRAMS_AT_A_TIME = 1 << 30
+"""`compress.calibrate.GRAM_BYTES`."""
 
 
 @dataclass(frozen=True)
@@ -83,3 +89,26 @@ def micro_batch(settings: Any, bf16: bool) -> Batch:
     return Batch(
         settings.batch // settings.accumulate, settings.length, {"bf16": True, "fp32": False}.get(precision, bf16)
     )
+
+
+def walk_terms(form: Form) -> dict[str, int]:
+    """One window through the model without gradients: a layer's results at a time."""
+    return {"activations": layer_activations(form, Batch(1, WINDOW, True), False)} | loaded(form)
+
+
+def encoding(before: Form, held: Mapping[str, int] | None = None) -> Phase:
+    """Weights on their grids, one tensor at a time, beside what is `held` until the end."""
+    # its codes, twice while their pieces are joined, and decoded in 16 bits
+    terms = {"one weight": 4 * largest_linear(before)} | dict(held or {})
+    return Phase("encoding", terms, before.bytes, moved=30.0 * before.count("linear"))
+
+
+def training_work(
+    settings: Any, form: Form, world: World, passes: int, trained: int, head_gradients: int = 1
+) -> tuple[float, float, float]:
+    """(operations, exact operations, bytes moved) of a training run: `passes` forward-sized ones of the student."""
+    tokens, length = settings.tokens, settings.length
+    operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
+    operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
+    steps = tokens / max(1, settings.batch * settings.length)
+    return operations, 0.0, steps * 28.0 * trained

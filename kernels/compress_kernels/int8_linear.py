@@ -56,7 +56,11 @@ def _linear_fake(x: Tensor, codes: Tensor, _absmax: Tensor, _bias: Tensor | None
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], _output: Tensor) -> None:
+def _keep(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    output: Tensor,  # noqa: ARG001 - torch names it
+) -> None:
     _, codes, absmax, bias = inputs
     ctx.save_for_backward(codes, absmax)
     ctx.bias = None if bias is None else bias.dtype

@@ -62,7 +62,7 @@ def _linear_fake(x: Tensor, codes: Tensor, *_: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], _output: Tensor) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch names it
     _, codes, scales, table, block, offsets, bias = inputs
     ctx.save_for_backward(codes, scales, table, offsets)
     ctx.block, ctx.bias = block, None if bias is None else bias.dtype

@@ -14,8 +14,9 @@ from compress.arch.inventory import Parameter
 from compress.arch.plain import read_plain_config
 from compress.estimate.form import Form
 from compress.estimate.formats import FILES, FOLDERS, bytes_per_format, rule_of_thumb
-from compress.estimate.gguf import BLOCK_BYTES, Words, gguf_bytes, read_words, tensor_bytes
-from compress.estimate.layouts import Format, Stored, file_bytes
+from compress.estimate.gguf import Words, gguf_bytes, read_words, tensor_bytes
+from compress.estimate.grids import OwnFormat, block_of_grid, laid_out
+from compress.estimate.layouts import GGUF_BLOCK_BYTES, Format, Stored, file_bytes
 from tests.models import VARIANTS, save
 
 
@@ -38,12 +39,13 @@ def test_a_quantized_weight_as_the_pipeline_stores_it(
     kind: str, double: bool, out: int, width: int, tmp_path: Path
 ) -> None:
     from compress.grids import FourBit, Int8
-    from compress.runtime.layout import on_disk
+    from compress.runtime.layout import BitsAndBytes4bit, BitsAndBytesInt8
 
+    layout = BitsAndBytesInt8() if kind == "int8" else BitsAndBytes4bit()
     grid = Int8() if kind == "int8" else FourBit(kind, 64, double)  # type: ignore[arg-type]
     weight = torch.randn(out, width, generator=torch.Generator().manual_seed(0)).bfloat16()
     name = "model.layers.0.mlp.up_proj.weight"
-    tensors = on_disk(name, grid.encode(weight), grid)
+    tensors = layout.on_disk(name, grid.encode(weight), grid)
     stored = Format(kind, 64, double).stored(Parameter(name, (out, width), "linear"), "bfloat16")
     names = {"torch.uint8": "U8", "torch.int8": "I8", "torch.float32": "F32"}
     found = {n: (names[str(t.dtype)], tuple(t.shape)) for n, t in tensors.items()}
@@ -60,9 +62,37 @@ def test_a_quantized_weight_as_the_pipeline_stores_it(
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_what_stays_dense_is_what_the_pipeline_leaves_dense(out: int, width: int, block: int) -> None:
     from compress.grids import FourBit
-    from compress.quant.encode import runs
 
-    assert Format("nf4", block).fits(out, width) == runs(FourBit("nf4", block), (out, width))
+    assert Format("nf4", block).fits(out, width) == FourBit("nf4", block).fits((out, width))
+
+
+@pytest.mark.parametrize("out, width", [(64, 128), (32, 256), (96, 384)])
+def test_every_grid_in_our_own_layout(out: int, width: int) -> None:
+    from compress.grids import GRIDS
+    from compress.runtime.encoded import own_layout
+
+    weight = torch.randn(out, width, generator=torch.Generator().manual_seed(0)).bfloat16()
+    types = {"uint8": "U8", "int8": "I8", "int32": "I32", "int64": "I64", "bfloat16": "BF16", "float32": "F32"}
+    for name, grid in GRIDS.items():
+        tensors = own_layout("a.weight", grid.encode(weight))
+        found = {n: (types[str(t.dtype).removeprefix("torch.")], tuple(t.shape)) for n, t in tensors.items()}
+        said = OwnFormat(name).stored(Parameter("a.weight", (out, width), "linear"), "bfloat16")
+        assert found == {s.name: (s.type, s.shape) for s in said}, name
+        assert block_of_grid(name) == grid.block, name
+        for shape in ((64, 32), (48, 64), (64, 100), (33, 33), (32, 128)):
+            assert OwnFormat(name).fits(*shape) == grid.fits(shape), (name, shape)
+
+
+@pytest.mark.parametrize("activations", [None, "int8_token"])
+def test_layouts_are_those_the_pipeline_chooses(activations: str | None) -> None:
+    from compress.grids import GRIDS
+    from compress.runtime.layout import Own, layout_for
+
+    for name, grid in GRIDS.items():
+        for paths in ({"a"}, {"a", "embedding"}):
+            own = isinstance(layout_for(dict.fromkeys(paths, grid), {"a"}, activations), Own)
+            said = laid_out(name, paths == {"a"}, activations is not None)
+            assert isinstance(said, OwnFormat) == own, (name, paths)
 
 
 def test_transposed_linears_are_stored_as_out_by_in() -> None:
@@ -70,12 +100,12 @@ def test_transposed_linears_are_stored_as_out_by_in() -> None:
     assert stored[0].shape == (128, 64) and stored[1].shape == (128,)
 
 
-@pytest.mark.parametrize("grid", BLOCK_BYTES)
+@pytest.mark.parametrize("grid", GGUF_BLOCK_BYTES)
 def test_gguf_blocks_are_those_of_the_library(grid: str) -> None:
     gguf = pytest.importorskip("gguf")
     kind = gguf.GGMLQuantizationType[grid]
-    assert gguf.GGML_QUANT_SIZES[kind] == (32, BLOCK_BYTES[grid])
-    assert tensor_bytes((64, 96), grid) == 64 * 3 * BLOCK_BYTES[grid]
+    assert gguf.GGML_QUANT_SIZES[kind] == (32, GGUF_BLOCK_BYTES[grid])
+    assert tensor_bytes((64, 96), grid) == 64 * 3 * GGUF_BLOCK_BYTES[grid]
     # no whole blocks: 16 bits; vectors: 32
     assert tensor_bytes((64, 33), grid) == 64 * 33 * 2 and tensor_bytes((64,), grid) == 256
 

@@ -1,0 +1,165 @@
+"""What the quantization stages take: calibration of one layer at a time, and training through the rounding.
+
+Calibration (`compress.quant.calibrated`), n tokens, width h, queries q, neurons m, in bf16: eight streams of n h (of
+the original and of the quantized model before, after and between layers), the original's inputs of every group, the
+quantized model's of one group and their difference, and of one group the moments H and C - H with their factors.
+Choices are kept to the end: a level in 16 bits, scales in fp32 and, where training goes on from them, the goal in fp32.
+
+Training: latents and a factor for every scale in fp32 with gradients and AdamW's moments, the start beside them; every
+layer keeps its weight in the compute type and its levels in 8 bits for the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from compress.estimate.form import Form
+from compress.estimate.grids import BudgetFormat, OwnFormat, block_of_grid, laid_out
+from compress.estimate.layouts import DENSE
+from compress.estimate.memory import AUTOCAST, Batch, layer_activations, loaded, training
+from compress.estimate.work import (
+    GRAMS_AT_A_TIME,
+    WINDOW,
+    Effect,
+    Phase,
+    World,
+    encoding,
+    forward,
+    gram_bytes,
+    head,
+    largest_linear,
+    micro_batch,
+    training_work,
+)
+
+LEVEL, SCALE, GOAL = 2, 4, 4
+"""Bytes of what calibration keeps: a level, a scale, and what the level should have been."""
+SAVED_LEVEL = 1
+"""A level as the backward pass reads it."""
+MEASURED_TOKENS = 4096
+"""Of `compress.quant.mixing`."""
+WEIGHT_COPIES = 48
+"""Bytes for an entry of the layer being solved: W, W', shifts and errors in fp32, the solution in fp64."""
+MOMENT_COPIES = 44
+"""Bytes for an entry of H: H, C - H, sums, damped and inverse in fp32, three factors in fp64."""
+
+
+def post_training(stage: Any, form: Form, world: World) -> Effect:
+    """Round to nearest tensor by tensor, or calibrate layer by layer first."""
+    del world
+    grid = _grid_of(stage)
+    after = _placed(form, grid, stage)
+    if not stage.reads:
+        return Effect(after, (encoding(form),))
+    return Effect(after, (calibrating(stage, form, grid, False), encoding(form, _choices(form, grid, False))))
+
+
+def mixed(stage: Any, form: Form, world: World) -> Effect:
+    """Sensitivities first: one window with gradients, Gram matrices, one layer on every grid."""
+    del world
+    n = min(MEASURED_TOKENS, stage.calibration.tokens)
+    window = Batch(1, WINDOW, True)
+    terms = {
+        "activations": form.widths.layers * layer_activations(form, window, False),
+        "logits": 3 * 4 * window.tokens * form.shape.vocab,
+        "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
+        "one weight on a grid": 5 * 4 * max(largest_linear(form), form.count("embedding")),
+    }
+    solved = len(stage.candidates) * _feedback(form)
+    walks = 3 * forward(form, n, WINDOW) + 3 * head(form, n)
+    grid = max(stage.candidates, key=lambda name: 1 / (block_of_grid(name) or 1 << 20))
+    phases = (
+        Phase("measuring sensitivity", terms, form.bytes, walks, _moments(form, n) + solved),
+        calibrating(stage, form, grid, False),
+        encoding(form, _choices(form, grid, False)),
+    )
+    return Effect(_budgeted(stage, form), phases)
+
+
+def qat(stage: Any, form: Form, world: World) -> Effect:
+    """Calibrate, train latents, scales and norms against the original, encode."""
+    after = _placed(form, stage.grid, stage)
+    linear, scales = form.count("linear"), _scales(form, stage.grid)
+    trains = getattr(stage.trains, "value", stage.trains)
+    low_rank = replace(form, rank=stage.rank).adapters if trains == "lora" else 0
+    trained = scales + form.count("other") + (linear if trains == "weights" else low_rank)
+    batch = micro_batch(stage.train, world.bf16)
+    # what is no linear layer stays in fp32; latents, factors and the scales they start from
+    master = 4 * (form.count() + 2 * scales + low_rank)
+    start = _choices(form, stage.grid, True)
+    terms = training(form, batch, trained, norms_train=True, master=master)
+    terms["autocast copies"] = (AUTOCAST if batch.bf16 else 4) * linear
+    terms |= start
+    terms |= {"levels for the backward pass": SAVED_LEVEL * linear, "one layer rounded": 12 * largest_linear(form)}
+    held = start | {term: terms[term] for term in ("weights", "gradients", "optimizer state")}
+    phases = (
+        calibrating(stage, form, stage.grid, True),
+        Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 3, trained)),
+        encoding(form, held),
+    )
+    return Effect(after, phases, stage.train.tokens)
+
+
+def calibrating(stage: Any, form: Form, grid: str, goals: bool) -> Phase:
+    """The walk of both models through their layers, and one layer's solution."""
+    n, h, m, q = stage.calibration.tokens, form.widths.hidden, form.widths.mlp, form.queries
+    widest = max(h, m, q)
+    terms = loaded(form) | {
+        "streams in 16 bits": 2 * n * 8 * h,
+        "inputs of a layer": 2 * n * (2 * h + q + m + 2 * widest),
+        "moments": MOMENT_COPIES * widest * widest,
+        "one layer solved": WEIGHT_COPIES * largest_linear(form),
+        "changed weights": 2 * form.count("linear"),
+    }
+    passes = 4.5 * forward(form, n, stage.calibration.length)
+    solved = 2 * _moments(form, n) + (2 + stage.calibration.rounds) * _feedback(form)
+    return Phase("calibrating", terms | _choices(form, grid, goals), form.bytes, passes, solved)
+
+
+def _choices(form: Form, grid: str, goals: bool) -> dict[str, int]:
+    each = LEVEL + (GOAL if goals else 0)
+    return {"codes chosen": each * form.count("linear") + 2 * SCALE * _scales(form, grid)}
+
+
+def _scales(form: Form, grid: str) -> int:
+    """How many the linear layers have."""
+    rows = sum(out for out, _ in form.linears_of_a_layer()) * form.widths.layers
+    block = block_of_grid(grid)
+    return form.count("linear") // block if block else rows
+
+
+def _moments(form: Form, tokens: int) -> float:
+    """Operations of one sum of products for the inputs of every layer."""
+    return 2.0 * tokens * sum(width * width for _, width in form.linears_of_a_layer()) * form.widths.layers
+
+
+def _feedback(form: Form) -> float:
+    """Operations of factors of every H and of rounding with feedback through it."""
+    each = (width**3 + 2.0 * out * width * width for out, width in form.linears_of_a_layer())
+    return form.widths.layers * sum(each)
+
+
+def _grid_of(stage: Any) -> str:
+    """By name. `grid_name` of NF4 would ask for the table itself, and so for torch."""
+    if stage.kind != "nf4":
+        return str(stage.grid_name)
+    table = getattr(stage.code, "value", stage.code)
+    return f"{table}_b{stage.block}" + ("" if stage.double_quant else "_single")
+
+
+def _placed(form: Form, grid: str, stage: Any) -> Form:
+    activations = getattr(stage.activations, "value", stage.activations)
+    linears = laid_out(grid, stage.embedding is None, activations != "none")
+    return replace(form, linears=linears, embeddings=OwnFormat(stage.embedding) if stage.embedding else DENSE)
+
+
+def _budgeted(stage: Any, form: Form) -> Form:
+    fixed = OwnFormat(stage.embedding) if stage.embedding else None
+    bits = stage.bits
+    if stage.megabytes is not None:
+        weights = form.count("linear") + (0 if fixed else form.count("embedding", "head"))
+        rest = replace(form, embeddings=fixed or DENSE).bytes - 2 * weights
+        bits = max(0.0, 8 * (stage.megabytes * 1e6 - rest) / weights)
+    budget = BudgetFormat(bits, tuple(stage.candidates))
+    return replace(form, linears=budget, embeddings=fixed or budget)

@@ -224,7 +224,8 @@ def test_an_unknown_tokenizer_is_refused(tmp_path: Path) -> None:
 def on_grids(folder: Path, family: str, linears: str, outer: str) -> Checkpoint:
     """A tiny checkpoint in our own layout, its projections on one grid, embedding and head on another."""
     from compress.arch.linears import linear_paths
-    from compress.checkpoint import TensorWriter, write_config
+    from compress.checkpoint import write_config
+    from compress.writer import TensorWriter
     from compress.grids import grid_named
     from compress.runtime.encoded import own_config, own_layout
     from compress.stage import QUANTIZED

@@ -81,7 +81,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, process in processes.items():
                 for figure, rate in process.speed(prompt, options.decode).items():
-                    rows[name][figure] = round(max(rate, rows[name].get(figure, 0.0)), 1)
+                    rows[name][figure] = round(max(rate, float(rows[name].get(figure, 0.0))), 1)
     record(list(rows.values()), options)
 
 

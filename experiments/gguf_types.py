@@ -67,7 +67,9 @@ def main() -> None:
             name: stack.enter_context(FreshProcess("llama_cpp", folder, available_threads(), longest))
             for name, folder in folders.items()
         }
-        rows = {name: {"type": name, "bytes": (folders[name] / FILE).stat().st_size} for name in processes}
+        rows: dict[str, dict[str, Any]] = {
+            name: {"type": name, "bytes": (folders[name] / FILE).stat().st_size} for name in processes
+        }
         ids = evaluator.windows[""][:1, :256]
         for name, process in processes.items():
             rows[name] |= answers(process, evaluator)
@@ -81,7 +83,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, process in processes.items():
                 for figure, rate in process.speed(prompt, options.decode).items():
-                    rows[name][figure] = round(max(rate, float(rows[name].get(figure, 0.0))), 1)
+                    rows[name][figure] = round(max(rate, rows[name].get(figure, 0.0)), 1)
     record(list(rows.values()), options)
 
 

@@ -97,7 +97,7 @@ def test_a_gguf_run_and_its_verification(tiny_llama: Path, text_file: Path, tmp_
     report = compress.run(tiny_run("q4_0_gptq", tiny_llama, text_file, tmp_path / "out", *more))
     own, file = report["artifacts"]
     assert own["runtime"] == "compress" and "compress.load" in own["usage"] and own["verified"]
-    assert file["runtime"] == "llama_cpp" and file["verified"] and file["emulation"]["mean_kl"] < file["mean_kl"]
+    assert file["runtime"] == "llama_cpp" and file["verified"] and file["emulation"]["mean_kl"] < 2e-3
     written = {t.name: t.data for t in gguf.GGUFReader(Path(file["path"]) / "model.gguf").tensors}
     stored = load_file(Path(own["path"]) / "model.safetensors")
     codes = stored["model.layers.1.mlp.down_proj.weight.blocks"].numpy()

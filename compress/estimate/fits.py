@@ -51,8 +51,8 @@ def ways(student: Form, teacher: Form, batch: Batch, known: Machine, libraries: 
         "full fine-tuning": full,
         "... one window at a time (train.accumulate)": one,
         "... and activation checkpointing": one | {"activations": kept},
-        f"LoRA, rank {RANK}": training(student, single, adapted.adapters, False, base + 4 * adapted.adapters),
-        f"QLoRA, rank {RANK}": training(student, single, adapted.adapters, False, small),
+        f"LoRA, rank {RANK}": training(adapted, single, adapted.adapters, False, base + 4 * adapted.adapters),
+        f"QLoRA, rank {RANK}": training(adapted, single, adapted.adapters, False, small),
     }
     rows = []
     for name, terms in found.items():

@@ -16,6 +16,7 @@ the neurons:
     linears         2 x sum of inputs       each keeps its own input in the compute type
     attention       2 (q + 2 k)             queries, keys, values
     MLP             2 x 3 m                 gate, its activation, the other factor; other families: see `Block`
+    adapters        2 x (q + rank) ...      attention's result a second time, and A's result of every linear
 
 (sums the tests compare with what autograd really keeps).
 
@@ -148,7 +149,9 @@ def layer_activations(form: Form, batch: Batch, norms_train: bool) -> int:
     inputs = sum(width for _, width in form.linears_of_a_layer()) if batch.bf16 else 2 * h + q + m
     norms = 4 * h * (block.streams + (2 if norms_train and not block.layer_norm else 0))
     attention = size * (block.query_copies * q + block.key_copies * form.keys) + 4 * form.heads
-    return batch.tokens * (norms + size * (inputs + block.mlp_copies * m) + attention)
+    # peft casts a linear's input to the adapters' type: attention's result is no longer the tensor o_proj keeps
+    adapters = size * (q + form.rank * len(list(form.linears_of_a_layer()))) if form.rank else 0
+    return batch.tokens * (norms + size * (inputs + block.mlp_copies * m) + attention + adapters)
 
 
 def training(form: Form, batch: Batch, trained: int, norms_train: bool, master: int) -> dict[str, int]:

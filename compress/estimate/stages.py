@@ -91,7 +91,7 @@ def qlora(stage: Any, form: Form, world: World) -> Effect:
         eigen = 9.0 * form.widths.layers * sum(min(out, width) ** 3 for out, width in form.linears_of_a_layer())
         phases.append(Phase("adapters from the residual", terms, world.dense.bytes, walk, sums + eigen))
     batch = micro_batch(stage.train, world.bf16)
-    terms = training(form, batch, after.adapters, norms_train=False, master=0)
+    terms = training(after, batch, after.adapters, norms_train=False, master=0)
     terms |= loaded(after) | {"one layer decoded": 2 * 4 * largest_linear(form)}
     # the adapters' own weights are in `loaded`
     phases.append(Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 2, 0)))

@@ -12,16 +12,19 @@ from compress.arch import adapter_for
 from compress.estimate.fits import GPUS, USABLE, gpus_needed, smallest_gpu
 from compress.estimate.form import Form
 from compress.estimate.memory import GRADIENT, MOMENTS, Batch, kv_cache, layer_activations, training
+from compress.recover.adapters import add_adapters
 from compress.train.module import last_hidden
 from tests.models import tiny
 
 BATCH = Batch(3, 40, True)
 
 
-def kept_by_autograd(name: str, layers: int, bf16: bool) -> tuple[int, Any]:
+def kept_by_autograd(name: str, layers: int, bf16: bool, rank: int = 0) -> tuple[int, Any]:
     """Bytes that one forward pass keeps, weights and their copies in the compute type left out, each storage once."""
     config, model = tiny(name, **{"n_layer" if name == "gpt2" else "num_hidden_layers": layers})
     model.get_input_embeddings().requires_grad_(False)
+    if rank:
+        model = add_adapters(model.bfloat16(), config, rank, 8.0)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -52,6 +55,13 @@ def test_activations_of_a_layer_are_what_autograd_keeps(name: str, bf16: bool) -
     (one, _), (three, config) = kept_by_autograd(name, 1, bf16), kept_by_autograd(name, 3, bf16)
     form = Form(config, adapter_for(config).shape(config).widths)
     said = layer_activations(form, Batch(BATCH.windows, BATCH.length, bf16), norms_train=True)
+    assert said == pytest.approx((three - one) / 2, rel=0.03)
+
+
+def test_activations_beside_adapters_are_what_autograd_keeps() -> None:
+    (one, _), (three, config) = (kept_by_autograd("llama", layers, True, rank=4) for layers in (1, 3))
+    adapted = Form(config, adapter_for(config).shape(config).widths, rank=4)
+    said = layer_activations(adapted, Batch(BATCH.windows, BATCH.length, True), norms_train=False)
     assert said == pytest.approx((three - one) / 2, rel=0.03)
 
 

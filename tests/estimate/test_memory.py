@@ -24,7 +24,7 @@ def kept_by_autograd(name: str, layers: int, bf16: bool, rank: int = 0) -> tuple
     config, model = tiny(name, **{"n_layer" if name == "gpt2" else "num_hidden_layers": layers})
     model.get_input_embeddings().requires_grad_(False)
     if rank:
-        model = add_adapters(model.bfloat16(), config, rank, 8.0)
+        add_adapters(model.bfloat16(), config, rank, 8.0)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     shapes = {tuple(p.shape) for p in model.parameters()} | {tuple(p.shape[::-1]) for p in model.parameters()}
     kept: dict[int, int] = {}

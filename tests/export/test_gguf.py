@@ -225,10 +225,10 @@ def on_grids(folder: Path, family: str, linears: str, outer: str) -> Checkpoint:
     """A tiny checkpoint in our own layout, its projections on one grid, embedding and head on another."""
     from compress.arch.linears import linear_paths
     from compress.checkpoint import write_config
-    from compress.writer import TensorWriter
     from compress.grids import grid_named
     from compress.runtime.encoded import own_config, own_layout
     from compress.stage import QUANTIZED
+    from compress.writer import TensorWriter
 
     config, model = save(family, folder)
     conv1d = family == "gpt2"

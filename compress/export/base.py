@@ -61,7 +61,8 @@ class Export(ABC):
     usage: ClassVar[str]
     """Code that loads the artifact."""
     plain_transformers: ClassVar[bool] = False
-    """Whether `from_pretrained` reads it, so that it is measured like the stages."""
+    """Whether it is measured in this process, like the stages; else all figures are those of its runtime. (A
+    compressed-tensors model decodes itself when the whole model is called, which the stages' measure does not do.)"""
     own_tokenizer: ClassVar[bool] = False
     """Whether the runtime cuts texts into tokens by itself."""
     packages: ClassVar[tuple[str, ...]] = ()

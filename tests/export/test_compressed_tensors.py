@@ -113,7 +113,7 @@ def test_int8_codes_of_a_checkpoint_are_written_unchanged(
     import compress
     from tests.pipelines.helpers import tiny_run
 
-    more = ["+export@export.ct=compressed_tensors", "evaluate.prompts=[]"]
+    more = ["evaluate.prompts=[]"]
     report = compress.run(tiny_run("int8", tiny_llama, text_file, tmp_path / "out", *more))
     hf, ct = (artifact["path"] for artifact in report["artifacts"])
     assert all(artifact["verified"] for artifact in report["artifacts"]), report["artifacts"]

@@ -49,7 +49,6 @@ class CompressedTensorsExport(Export):
         'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
     )
-    plain_transformers: ClassVar[bool] = True
     packages: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
     install: ClassVar[str] = "pip install 'compress[runtimes]' (or compressed-tensors)"
 

@@ -31,7 +31,7 @@ __all__ = [
 
 TILE = 1024
 WEIGHTS_PER_PROGRAM = 2048
-SWEPT_ROWS = 16
+SWEPT_ROWS = 8
 
 
 def _quantize(weights: Tensor, given: Tensor | None, absmax: Tensor, block: int, kind: str) -> Tensor:

@@ -82,7 +82,7 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
     tensors = ("work", "anchor", "coupling", "pivot", "gain", "scale", "offset", "table", "bounds")
     sweep = {f"{name}_ptr": FLOAT for name in (*tensors, "levels", "aimed", "moved")}
     sweep |= {"rows": "i32", "columns": "i32", "low": "fp32", "high": "fp32"}
-    sizes = {"ROWS": 16, "COLUMNS": 128}
+    sizes = {"ROWS": 8, "COLUMNS": 128}
     feedback = {"ANCHORED": False, "SHIFTED": False, "UNIFORM": False, "BOUNDS": 15} | sizes
     descent = {"ANCHORED": True, "SHIFTED": True, "UNIFORM": True, "BOUNDS": 0} | sizes
     logits = {"student_ptr": "*bf16", "teacher_ptr": "*bf16", "labels_ptr": "*i64"} | LOGITS

@@ -13,10 +13,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+@pytest.fixture(scope="session")
+def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C kernels, compiled once for all tests and all processes they run in."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled_kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder for this test."""
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled_kernels: Path) -> Path:
+    """A cache folder for this test, with nothing in it but the compiled kernels."""
     folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "kernels").symlink_to(compiled_kernels)
     monkeypatch.setenv("COMPRESS_CACHE", str(folder))
     return folder
 

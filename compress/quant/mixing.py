@@ -180,7 +180,7 @@ def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Mixed, context: C
             for path, gram in grams.items():
                 weight = weight_of(model.get_submodule(path), conv1d).float()
                 losses[path] = {
-                    name: loss_of(error_of(weight, grid, gram if spreads else None), gram, found.curvature[path])
+                    name: loss_of(error_of(weight, grid, gram if spreads else None), gram, found.modules[path])
                     for name, grid in sizes.grids[path].items()
                 }
                 advance(1)

@@ -2,14 +2,16 @@
 
 To second order a change E of a linear layer's weight costs
 
-    KL = 1/2 E_x,g [ (g^T E x)^2 ]  ~  1/2 sum_o c_o (E H E^T)_oo        H = E[x x^T]    c = E[g^2]
+    KL ~ 1/2 sum_o [ c_o (E (H - m m^T) E^T)_oo + C_o (E m)_o^2 ]
+    H = E[x x^T]    m = E[x]    c = E[g^2]    C = E[(sum of g over a window)^2] / length
 
 x are the layer's inputs and g the gradient of log p(label) at its outputs, with labels drawn from the model itself: c
 is the diagonal of the Fisher matrix of the outputs (K-FAC, arXiv 1503.05671, with rows of E that know nothing of each
-other). One walk for H, one with gradients for c; after that a grid costs one product per tensor, and layers of every
-depth and kind are in the same unit. Positions count as if they knew nothing of each other, so what is told is less than
-what comes: about half on small models, for the values of attention, which it adds up over positions, less than that. An
-embedding is a linear layer of one-hot inputs; a head's KL is computed as it is.
+other). What E makes of the mean input is the same at all positions, so it adds up over them (attention sums them),
+while the rest is taken to differ from position to position. The first positions of a window are summed each with its
+own x and g: attention looks there from everywhere. One walk for H, one with gradients; after that a grid costs one
+product per tensor, and layers of every depth and kind are in the same unit. An embedding is a linear layer of one-hot
+inputs; a head's KL is computed as it is.
 """
 
 from __future__ import annotations
@@ -34,14 +36,35 @@ HEAD_TOKENS = 256
 """Tokens that the change of the head's logits is measured on."""
 
 
-def loss_of(error: Tensor, gram: Tensor, curvature: Tensor) -> float:
-    """1/2 sum_o c_o (E H E^T)_oo. error: [out, in], gram: [in, in], curvature: [out]."""
-    return float((((error @ gram) * error).sum(1) * curvature).sum()) / 2
+@dataclass
+class Slope:
+    """Of one module: c and C [outputs], m [inputs], and what the first positions of every window had."""
+
+    each: Tensor
+    together: Tensor
+    mean: Tensor
+    first: list[tuple[Tensor, Tensor]]
+    """(x [positions, inputs], g [positions, outputs]); g over the root of the tokens counted."""
+
+    def of_first(self, error: Tensor) -> float:
+        """1/2 sum (g^T E x)^2 over first positions: each with its own x and g, since its activations may be massive
+        and its slopes small."""
+        return sum(float(((x @ error.t()) * g).square().sum()) for x, g in self.first) / 2
 
 
-def loss_of_embedding(error: Tensor, frequency: Tensor, curvature: Tensor) -> float:
-    """The same for one-hot inputs. error: [vocab, width], frequency: [vocab], curvature: [width]."""
-    return float(((error.square() @ curvature) * frequency).sum()) / 2
+def loss_of(error: Tensor, gram: Tensor, slope: Slope) -> float:
+    """The formula above. error: [out, in], gram: [in, in]."""
+    constant = (error @ slope.mean).square()
+    spread = (((error @ gram) * error).sum(1) - constant).clamp_min(0)
+    return float((spread * slope.each + constant * slope.together).sum()) / 2 + slope.of_first(error)
+
+
+def loss_of_embedding(error: Tensor, frequency: Tensor, slope: Slope) -> float:
+    """The same for one-hot inputs. error: [vocab, width], frequency: [vocab]."""
+    constant = (frequency @ error).square()
+    spread = (frequency @ error.square() - constant).clamp_min(0)
+    first = sum(float((error[ids.to(error.device)] * g).square().sum()) for ids, g in slope.first) / 2
+    return float((spread * slope.each + constant * slope.together).sum()) / 2 + first
 
 
 def loss_of_head(weight: Tensor, error: Tensor, hidden: Tensor) -> float:
@@ -62,8 +85,8 @@ def error_of(weight: Tensor, grid: Grid, gram: Tensor | None) -> Tensor:
 class Slopes:
     """What gradients say of a model."""
 
-    curvature: dict[str, Tensor]
-    """Module path -> c [outputs]; the embedding's too."""
+    modules: dict[str, Slope]
+    """By path; the embedding's too."""
     frequency: Tensor
     """[vocab], share of every token in the text."""
     hidden: Tensor
@@ -72,7 +95,7 @@ class Slopes:
 
 @torch.enable_grad()
 def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Advance) -> Slopes:
-    """One walk with gradients over `windows` [n, length]; the first tokens of each count for nothing.
+    """One walk with gradients over `windows` [n, length].
 
     Args:
         model: as it is before quantization; its parameters need no gradient.
@@ -82,9 +105,9 @@ def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Ad
         advance: called with 1 after each window.
     """
     embedding = adapter_for(model.config).modules.embedding
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Slope] = {}
     generator = torch.Generator().manual_seed(seed)
-    handles = [model.get_submodule(path).register_forward_hook(_squares(path, sums)) for path in paths]
+    handles = [model.get_submodule(path).register_forward_hook(_adding(path, sums)) for path in paths]
     hidden: list[Tensor] = []
     each = -(-HEAD_TOKENS // len(windows))
     for window in windows:
@@ -92,27 +115,46 @@ def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Ad
         last = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(last[0]).float()
         labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-        torch.autograd.backward(F.cross_entropy(logits, labels.to(logits.device), reduction="sum"))
+        F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
         assert embedded.grad is not None
-        _add(sums, embedding, embedded.grad)
+        _add(sums, embedding, window[None], embedded.grad)
         kept = last[0, SINK_TOKENS:].detach().float()
         hidden.append(kept[torch.linspace(0, len(kept) - 1, min(each, len(kept))).long()])
         advance(1)
     for handle in handles:
         handle.remove()
     count = len(windows) * (windows.shape[1] - SINK_TOKENS)
+    means = {
+        path: Slope(s.each / count, s.together / count, s.mean / count, [(x, g / count**0.5) for x, g in s.first])
+        for path, s in sums.items()
+    }
     frequency = torch.bincount(windows.flatten(), minlength=model.get_input_embeddings().weight.shape[0]).float()
-    return Slopes({path: total / count for path, total in sums.items()}, frequency / frequency.sum(), torch.cat(hidden))
+    return Slopes(means, frequency / frequency.sum(), torch.cat(hidden))
 
 
-def _add(sums: dict[str, Tensor], path: str, gradient: Tensor) -> None:
-    squares = gradient[:, SINK_TOKENS:].detach().float().square().sum((0, 1))
-    sums[path] = sums[path] + squares if path in sums else squares
+def _add(sums: dict[str, Slope], path: str, inputs: Tensor, gradient: Tensor) -> None:
+    """Count one window's inputs (features, or tokens) and gradients, [1, length, ...]."""
+    g = gradient[0, SINK_TOKENS:].detach().float()
+    x = inputs[0].detach()
+    first = x[:SINK_TOKENS].float() if x.is_floating_point() else x[:SINK_TOKENS].long()
+    found = Slope(
+        g.square().sum(0),
+        g.sum(0).square(),
+        x[SINK_TOKENS:].float().sum(0),
+        [(first, gradient[0, :SINK_TOKENS].detach().float())],
+    )
+    if path in sums:
+        before = sums[path]
+        found.each += before.each
+        found.together += before.together
+        found.mean += before.mean
+        found.first = before.first + found.first
+    sums[path] = found
 
 
-def _squares(path: str, sums: dict[str, Tensor]) -> Any:
-    def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        output.register_hook(lambda gradient: _add(sums, path, gradient))  # type: ignore[no-untyped-call]
+def _adding(path: str, sums: dict[str, Slope]) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        output.register_hook(lambda gradient: _add(sums, path, args[0], gradient))
 
     return hook
 
@@ -127,7 +169,7 @@ def losses_of_outer(model: Any, path: str, found: Slopes, candidates: Mapping[st
         error = error_of(weight, grid, None)
         total = 0.0
         if path == modules.embedding:
-            total += loss_of_embedding(error, found.frequency.to(error.device), found.curvature[path])
+            total += loss_of_embedding(error, found.frequency.to(error.device), found.modules[path])
         if path == modules.head or tied:
             total += loss_of_head(weight, error, found.hidden)
         losses[name] = total

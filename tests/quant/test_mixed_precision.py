@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,7 @@ def gentle(name: str):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_predicts_what_each_tensor_costs(name: str) -> None:
-    """Against the KL with that tensor alone on the grid: within a factor of two (errors and slopes are taken to be
+    """Against the KL with that tensor alone on the grid: nearly (errors and slopes are taken to be
     independent), and in the right order, which is what an allocation needs."""
     model, reference = gentle(name), gentle(name)
     paths = linear_paths(model.config)
@@ -60,13 +59,13 @@ def test_predicts_what_each_tensor_costs(name: str) -> None:
         gram = gram_of(seen[0][:, SINKS:].flatten(0, 1))
         weight = weight_of(module, conv1d)
         error = error_of(weight, grid, None)
-        predicted.append(loss_of(error, gram, found.curvature[path]))
+        predicted.append(loss_of(error, gram, found.modules[path]))
         before = module.weight.clone()
         module.weight.copy_((weight + error).t() if conv1d else weight + error)
         measured.append(divergence(model, reference))
         module.weight.copy_(before)
     ratio = torch.tensor(predicted).log() - torch.tensor(measured).log()
-    assert float(ratio.abs().median()) < math.log(2), ratio
+    assert float(ratio.abs().median()) < 0.5, ratio
     order = torch.corrcoef(torch.stack([torch.tensor(predicted).log(), torch.tensor(measured).log()]))[0, 1]
     assert float(order) > 0.8, order
 

@@ -35,6 +35,9 @@ SEVENTY = {
     "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "torch_dtype": "bfloat16",
 }  # fmt: skip
 
+HEADER_ROOM = 1 << 13
+"""Bytes."""
+
 
 def embedded() -> Form:
     config = plain_config(EMBEDDED)
@@ -55,7 +58,8 @@ def test_bytes_are_those_the_run_writes(name: str, family: str, text_file: Path,
     report = compress.run(tiny_run(name, tmp_path / "model", text_file, tmp_path / "out", *more))
     for stage in report["stages"]:
         said = stage["predicted"]
-        assert said["bytes"] == pytest.approx(stage["bytes"], rel=0.01), stage["name"]
+        # a file's header has room to spare, some bytes a tensor: nothing in a real model, percents in a tiny one
+        assert said["bytes"] == pytest.approx(stage["bytes"], rel=0.01, abs=HEADER_ROOM), stage["name"]
         assert said["peak_rss_bytes"] > 0 and said["seconds"] > 0
     assert "Predicted and measured" in (tmp_path / "out" / "report.md").read_text()
 

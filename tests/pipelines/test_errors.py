@@ -218,14 +218,17 @@ def test_alone_it_lists_the_pipelines(tmp_path: Path) -> None:
 
 
 def test_help_is_fast(tmp_path: Path) -> None:
+    import importlib.util
     import resource
 
     typed("--help", cwd=tmp_path)
-    # processor time, so that a busy machine does not fail the test; it is all the time there is on an idle one
+    # processor time, so that a busy machine does not fail the test; it is all the time there is on an idle one.
+    # Hydra imports every plug-in that is installed (ray's and Optuna's take longest) before it answers
+    limit = 2 if importlib.util.find_spec("hydra_plugins") is None else 5
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = typed("--help", cwd=tmp_path)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < limit
     assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
 
 

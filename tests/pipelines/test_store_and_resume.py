@@ -21,7 +21,8 @@ QUIET = ("evaluate.prompts=[]", "evaluate.speed=false")
 def artifact_bytes(folder: Path) -> dict[str, bytes]:
     """Weights, config and tokenizer of an artifact."""
     skipped = {"README.md", "manifest.json"}
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name not in skipped}
+    files = (file for file in sorted(folder.iterdir()) if file.is_file() and file.name not in skipped)
+    return {file.name: file.read_bytes() for file in files}
 
 
 def test_second_run_is_all_from_the_store(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

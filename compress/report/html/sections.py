@@ -80,8 +80,9 @@ def kl(value: float) -> str:
 def verdict(report: Mapping[str, Any]) -> str:
     """May the artifacts be shipped?"""
     blocks = []
-    for artifact, sentence in zip(report["artifacts"], form.verdicts(report), strict=True):
-        kind, word, role = ("good", "✓ Verified", "status") if artifact["verified"] else ("bad", "✗", "alert")
+    well = [artifact["verified"] for artifact in report["artifacts"]] + [False] * len(report["left_out"])
+    for verified, sentence in zip(well, form.verdicts(report), strict=True):
+        kind, word, role = ("good", "✓ Verified", "status") if verified else ("bad", "✗", "alert")
         blocks.append(f'<div class="verdict {kind}" role="{role}"><b>{word}</b>{esc(sentence)}</div>')
     return "".join(blocks) or '<div class="verdict none">No artifact was written, so none was verified.</div>'
 

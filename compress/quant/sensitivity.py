@@ -115,7 +115,7 @@ def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Ad
         last = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits = model.get_output_embeddings()(last[0]).float()
         labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-        F.cross_entropy(logits, labels.to(logits.device), reduction="sum").backward()
+        torch.autograd.backward(F.cross_entropy(logits, labels.to(logits.device), reduction="sum"))
         assert embedded.grad is not None
         _add(sums, embedding, window[None], embedded.grad)
         kept = last[0, SINK_TOKENS:].detach().float()
@@ -154,7 +154,9 @@ def _add(sums: dict[str, Slope], path: str, inputs: Tensor, gradient: Tensor) ->
 
 def _adding(path: str, sums: dict[str, Slope]) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        output.register_hook(lambda gradient: _add(sums, path, args[0], gradient))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: _add(sums, path, args[0], gradient)
+        )
 
     return hook
 

@@ -129,7 +129,9 @@ def test_a_search_goes_on_from_its_storage(typed: Typed) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no optuna here (pip install -e '.[sweeps]')")
     import optuna
 
+    # blocks that a model of this width has
     more = ["+pipeline=prune_distill", "+sweep=optuna", "hydra.sweeper.n_trials=2", "train.tokens=500", "threads=1"]
+    more += ["stages.quant.block=choice(32,64)"]
     for _ in range(2):
         done = typed.run("search", *more)
         assert done.returncode == 0, done.stderr

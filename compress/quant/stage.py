@@ -114,7 +114,7 @@ class PostTraining:
 
     @property
     def grid_name(self) -> str:
-        """Of the linear layers."""
+        """Of the linear layers, where they share one; `Mixed`, which chooses a grid for each, is never asked."""
         raise NotImplementedError
 
     def check(self, config: object) -> None:

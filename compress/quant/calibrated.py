@@ -17,7 +17,7 @@ compensation after pruning.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from compress.arch import adapter_for
 from compress.errors import UserError
 from compress.grids import Grid, value_of
 from compress.grids.int8 import fake_quantize
-from compress.layerwise import EnoughSeen, Layers, batches, inputs_of
+from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of
 from compress.quant.fold import best_scale, edges
 from compress.quant.solve import Calibration, Collected, Solved, solve, sum_of_products, target
 from compress.quant.stage import Scaling
@@ -77,7 +77,7 @@ def calibrate(
         wanted, next_t = _inputs_and_output(t, index, x_t, [group[0] for group in shared])
         writers = (modules.head_outputs(index), modules.neurons(index))
         drift = x_t - x_s
-        with int8_inputs(student, linears if settings.int8_inputs else []):
+        with int8_inputs(student, linears if settings.int8_inputs else []), ExitStack() as known:
             for group in shared:
                 collected = _collect(s, index, x_s, group, wanted[group[0]], settings)
                 # what the stream lacks is the projections' to make up for, a part of it each
@@ -93,6 +93,10 @@ def calibrate(
                     value = value_of(solved.levels, solved.scales).to(module.weight.dtype)
                     module.weight.copy_(value.t() if modules.conv1d else value)
                     found(path, solved)
+                if group[0] in writers:
+                    # nothing before this projection changes any more
+                    attention = group[0] == writers[0]
+                    known.enter_context(already_known(student, group[0], collected.inputs, attention))
             x_s = torch.cat([s.run(index, x) for x in batches(x_s)])
         x_t = next_t
         advance(1)

@@ -11,6 +11,7 @@ from compress_kernels.blockwise4bit import (
 )
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+from compress_kernels.grid_weight import LatentGradients, LatentWeight, round_weight, round_weight_backward
 from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
 from compress_kernels.sweep import Sweep, Swept, sweep_columns
@@ -22,6 +23,8 @@ __all__ = [
     "Blockwise4bit",
     "Divergence",
     "FusedLoss",
+    "LatentGradients",
+    "LatentWeight",
     "Sweep",
     "Swept",
     "backend_name",
@@ -37,5 +40,7 @@ __all__ = [
     "quantize_4bit",
     "quantize_rows_int8",
     "quantize_scales",
+    "round_weight",
+    "round_weight_backward",
     "sweep_columns",
 ]

@@ -60,7 +60,7 @@ def test_what_was_trained_is_what_is_stored(name: str) -> None:
     decoded = weight.grid.decode(weight.grid.pack(levels, scales, torch.float32))
     trained = weight(torch.float32)
     doubled = name.startswith(("nf4", "fp4")) and not name.endswith("single")
-    error = float((decoded - trained).norm() / trained.norm())
+    error = float((decoded - trained.detach()).norm() / trained.detach().norm())
     assert error < (0.03 if doubled else 0.004), error
 
 
@@ -92,8 +92,7 @@ def test_gradient_is_that_of_the_surrogate(name: str) -> None:
     (expected * direction).sum().backward()
     assert weight.latent.grad is not None and weight.factor.grad is not None
     torch.testing.assert_close(weight.latent.grad.double(), u.grad, rtol=1e-4, atol=1e-6)
-    # the levels of a table are kept in half precision for the backward pass
-    torch.testing.assert_close(weight.factor.grad.double(), d.grad, rtol=5e-3, atol=5e-3 * float(d.grad.abs().max()))
+    torch.testing.assert_close(weight.factor.grad.double(), d.grad, rtol=1e-4, atol=1e-5 * float(d.grad.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["nf4", "q4_0", "int4_g64_asym", "int8"])

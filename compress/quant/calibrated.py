@@ -16,8 +16,8 @@ compensation after pruning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from compress.arch import adapter_for
 from compress.errors import UserError
 from compress.grids import Grid, value_of
-from compress.grids.int8 import fake_quantize
 from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of
 from compress.quant.fold import best_scale, edges
+from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, Collected, Solved, solve, sum_of_products, target
-from compress.quant.stage import Scaling
+from compress.quant.stage import Activations, Scaling
 
 FOLD_TOKENS = 4096
 """Tokens that the scales of the folds are searched on."""
@@ -54,7 +54,7 @@ def calibrate(
     settings: Calibration,
     found: Found,
     advance: Callable[[float], None],
-) -> None:
+) -> dict[str, float]:
     """Put the linear layers of `student` on their grids, in place.
 
     Args:
@@ -65,8 +65,12 @@ def calibrate(
         settings: how.
         found: told every layer as it is solved.
         advance: called with 1 for every layer of the model.
+
+    Returns:
+        The range of each layer's inputs, where these are rounded to a static one.
     """
     modules = adapter_for(student.config).modules
+    rounded = RoundedInputs(settings.activations)
     s, t = Layers.of(student, windows), Layers.of(teacher, windows)
     x_s, x_t = s.embedded, t.embedded
     for index in range(len(s.calls)):
@@ -77,9 +81,9 @@ def calibrate(
         wanted, next_t = _inputs_and_output(t, index, x_t, [group[0] for group in shared])
         writers = (modules.head_outputs(index), modules.neurons(index))
         drift = x_t - x_s
-        with int8_inputs(student, linears if settings.int8_inputs else []), ExitStack() as known:
+        with rounded.on(student, linears), ExitStack() as known:
             for group in shared:
-                collected = _collect(s, index, x_s, group, wanted[group[0]], settings)
+                collected = _collect(s, index, x_s, group, wanted[group[0]], rounded, settings)
                 # what the stream lacks is the projections' to make up for, a part of it each
                 missing = None
                 if settings.absorb and group[0] in writers:
@@ -100,21 +104,7 @@ def calibrate(
             x_s = torch.cat([s.run(index, x) for x in batches(x_s)])
         x_t = next_t
         advance(1)
-
-
-@contextmanager
-def int8_inputs(model: Any, paths: list[str]) -> Iterator[None]:
-    """The layers at `paths` round their inputs, as they will when they run on INT8."""
-
-    def rounding(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (fake_quantize(args[0]), *args[1:])
-
-    handles = [model.get_submodule(path).register_forward_pre_hook(rounding) for path in paths]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return rounded.ranges
 
 
 def fold_layer(layers: Layers, index: int, hidden: Tensor, grids: Mapping[str, Grid], settings: Calibration) -> None:
@@ -131,7 +121,7 @@ def fold_layer(layers: Layers, index: int, hidden: Tensor, grids: Mapping[str, G
         on = {i: grids[f"{layer}.{name}"] for i, name in enumerate(fold.targets) if f"{layer}.{name}" in grids}
         if len(on) == len(fold.targets):
             seen = torch.cat(inputs[path]).flatten(0, 1)
-            edge.apply(best_scale(edge, seen, on, smooth, settings.int8_inputs))
+            edge.apply(best_scale(edge, seen, on, smooth, settings.activations is not Activations.none))
 
 
 def sharing_inputs(layers: Layers, index: int, hidden: Tensor, linears: list[str]) -> list[list[str]]:
@@ -171,13 +161,20 @@ def _inputs_and_output(
 
 
 def _collect(
-    layers: Layers, index: int, hidden: Tensor, group: list[str], dense: list[Tensor], settings: Calibration
+    layers: Layers,
+    index: int,
+    hidden: Tensor,
+    group: list[str],
+    dense: list[Tensor],
+    rounded: RoundedInputs,
+    settings: Calibration,
 ) -> Collected:
     """Run the quantized stream up to the group, and add up H and C."""
     with inputs_of(layers.model.get_submodule(group[0])) as seen:
         for x in batches(hidden):
             with suppress(EnoughSeen):
                 layers.run(index, x)
+    seen = rounded.settle(group, seen)
     h = sum_of_products(seen, seen, settings.first_token)
     if not bool(h.diagonal().isfinite().all()):
         raise UserError(

@@ -14,8 +14,9 @@ sum was rounded all along.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from compress_kernels import LatentWeight, round_weight, round_weight_backward
 from torch import Tensor, nn
 
 from compress.grids import Grid, Scales, nearest_level, per_column
-from compress.grids.int8 import fake_quantize
+from compress.quant.inputs import RoundedInputs
 
 MARGIN = 0.02
 """How far inside its cell a latent starts, as a fraction of the cell."""
@@ -126,27 +127,29 @@ def latent_of(levels: Tensor, goal: Tensor, scales: Scales, table: Tensor) -> Te
 
 
 class GridLinear(nn.Module):
-    """A linear layer on a `GridWeight`, its inputs rounded to INT8 if asked for."""
+    """A linear layer on a `GridWeight`, its inputs rounded first if asked for."""
 
-    def __init__(self, weight: GridWeight, bias: nn.Parameter | None, int8_inputs: bool) -> None:
+    def __init__(self, weight: GridWeight, bias: nn.Parameter | None, rounding: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.on_grid = weight
         self.bias = bias
-        self.int8_inputs = int8_inputs
+        self.rounding = rounding
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = fake_quantize(x) if self.int8_inputs else x
+        x = self.rounding(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return nn.functional.linear(x, self.on_grid(x.dtype), bias)
 
 
-def put_on_grid(model: nn.Module, weights: Mapping[str, GridWeight], int8_inputs: bool = False) -> None:
-    """Put the layers at the given paths on their grids, in place; they keep their biases."""
+def put_on_grid(model: nn.Module, weights: Mapping[str, GridWeight], inputs: RoundedInputs | None = None) -> None:
+    """Put the layers at the given paths on their grids, in place; they keep their biases, and round their inputs as
+    `inputs` says."""
+    inputs = inputs or RoundedInputs()
     for path, weight in weights.items():
         parent, _, last = path.rpartition(".")
         module: Any = model.get_submodule(path)
-        replacement = GridLinear(weight, getattr(module, "bias", None), int8_inputs)
+        replacement = GridLinear(weight, getattr(module, "bias", None), partial(inputs.round, path))
         setattr(model.get_submodule(parent), last, replacement)

@@ -10,9 +10,10 @@ from compress.arch.linears import linear_paths
 from compress.errors import UserError
 from compress.grids import grid_named
 from compress.layerwise import Layers
-from compress.quant.calibrated import calibrate, int8_inputs, sharing_inputs
+from compress.quant.calibrated import calibrate, sharing_inputs
+from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, Collected, Solved, damped, solve, target
-from compress.quant.stage import Algorithm, Scaling
+from compress.quant.stage import Activations, Algorithm, Scaling
 from tests.models import FAMILIES, tiny
 from tests.quant.problems import energy, gram_of, layer
 
@@ -143,7 +144,7 @@ def test_int8_inputs_change_what_the_layers_read() -> None:
     seen = {}
     layer_ = model.get_submodule(paths[3])
     plain = model(WINDOWS).logits
-    with int8_inputs(model, paths):
+    with RoundedInputs(Activations.int8_token).on(model, paths):
         handle = layer_.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
         rounded = model(WINDOWS).logits
         handle.remove()
@@ -154,9 +155,10 @@ def test_int8_inputs_change_what_the_layers_read() -> None:
 
 
 def test_calibration_sees_rounded_inputs() -> None:
-    found = [run("llama", "int8", Calibration(int8_inputs=on, absorb=0.0))[2] for on in (False, True)]
+    found = [run("llama", "int8", Calibration(activations=kind, absorb=0.0))[2] for kind in Activations]
     path = linear_paths(tiny("llama")[0])[-1]
-    assert not torch.equal(found[0][path].levels, found[1][path].levels)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(found[one][path].levels, found[other][path].levels)
 
 
 @pytest.mark.parametrize("scaling", [Scaling.awq, Scaling.smooth])

@@ -9,7 +9,9 @@ from torch import Tensor
 from compress.grids import GRIDS, Scales, grid_named, level_of, per_column, value_of
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
 from compress.quant.gptq import feedback
+from compress.quant.inputs import RoundedInputs
 from compress.quant.scales import search
+from compress.quant.stage import Activations
 from tests.quant.problems import gram_of, layer
 
 
@@ -119,11 +121,10 @@ def _zero(weight: GridWeight) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama-biases", "gpt2"])
-@pytest.mark.parametrize("int8_inputs", [False, True])
-def test_layers_compute_what_a_dense_model_of_the_decoded_weights_does(family: str, int8_inputs: bool) -> None:
+@pytest.mark.parametrize("activations", Activations)
+def test_layers_compute_what_a_dense_model_of_the_decoded_weights_does(family: str, activations: Activations) -> None:
     from compress.arch import adapter_for
     from compress.arch.linears import linear_paths
-    from compress.quant.calibrated import int8_inputs as rounding
     from compress.quant.calibrated import weight_of
     from tests.models import tiny
 
@@ -141,7 +142,8 @@ def test_layers_compute_what_a_dense_model_of_the_decoded_weights_does(family: s
             value = value_of(levels, scales)
             weights[path] = GridWeight(levels, scales, w.clone(), grid)
             dense.get_submodule(path).weight.copy_(value.t() if conv1d else value)
-        put_on_grid(model, weights, int8_inputs)
+        inputs = RoundedInputs(activations, dict.fromkeys(paths, 2.5))
+        put_on_grid(model, weights, inputs)
         assert sum(isinstance(m, GridLinear) for m in model.modules()) == len(paths)
-        with rounding(dense, paths if int8_inputs else []):
+        with inputs.on(dense, paths):
             torch.testing.assert_close(model(ids).logits, dense(ids).logits, rtol=1e-3, atol=1e-3)

@@ -138,6 +138,8 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
             for _ in range(settings.rounds):
                 rounded = descend(goal, rounded.levels, h, grid, scales)
                 scales = refit(goal, rounded.levels, scales, h, grid)
+            if settings.rounds:  # the last scales have not been rounded for yet
+                rounded = descend(goal, rounded.levels, h, grid, scales)
     size = _energy(weight, gram).clamp_min(1e-30)
     error = _energy(value_of(rounded.levels, scales) - goal, gram) / size
     error_rtn = _energy(value_of(rtn, plain) - weight, gram) / size

@@ -209,7 +209,7 @@ def test_first_tokens_can_count_more() -> None:
         path = "model.layers.0.self_attn.q_proj"
         norm = model.get_submodule("model.layers.0.input_layernorm")
         y = norm(layers.embedded)
-        found = _collect(layers, 0, layers.embedded, [path], [y], Calibration(first_token=10.0))
+        found = _collect(layers, 0, layers.embedded, [path], [y], RoundedInputs(), Calibration(first_token=10.0))
     rows = torch.cat([y.flatten(0, 1), *9 * [y[:, 0]]])
     torch.testing.assert_close(found.h, gram_of(rows), rtol=1e-4, atol=1e-5)
     assert not bool(found.lost.any())

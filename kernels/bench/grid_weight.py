@@ -1,12 +1,14 @@
-"""Rounding a weight that trains, and its gradient: `python kernels/bench/grid_weight.py [--weights 16777216] [--rounds 7]`.
+"""A weight that trains through its grid: `python kernels/bench/grid_weight.py [--weights 16777216] [--rounds 7]`.
 
-Against the same in torch operations (the reference), which is what training through a grid costs without a kernel.
+Rounding and the gradient back, against the same in torch operations (the reference), which is what training through a grid costs without a kernel.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import compress_kernels as ck
 import torch
@@ -29,21 +31,21 @@ def main() -> None:
         gradient = torch.randn_like(latent).bfloat16()
         _, codes = ck.round_weight(weight, torch.bfloat16)
 
-        def forward(module: object, weight: ck.LatentWeight = weight) -> object:
-            return module.round_weight(weight, torch.bfloat16)  # type: ignore[attr-defined]
+        def forward(module: Any, weight: ck.LatentWeight = weight) -> object:
+            return module.round_weight(weight, torch.bfloat16)
 
         def backward(
-            module: object,
+            module: Any,
             weight: ck.LatentWeight = weight,
             codes: torch.Tensor = codes,
             gradient: torch.Tensor = gradient,
         ) -> object:
-            return module.round_weight_backward(weight, codes, gradient)  # type: ignore[attr-defined]
+            return module.round_weight_backward(weight, codes, gradient)
 
         for job, call in (("forward", forward), ("backward", backward)):
             forms: dict[str, Callable[[], object]] = {
-                "torch": lambda call=call: call(reference),
-                "compress_kernels": lambda call=call: call(ck),
+                "torch": partial(call, reference),
+                "compress_kernels": partial(call, ck),
             }
             for form, seconds in alternate(forms, options.rounds).items():
                 rows.append((f"{job} {name}", form, options.weights / seconds / 1e9, "G weights/s", None))

@@ -1,6 +1,7 @@
 """A weight that trains through its grid: `python kernels/bench/grid_weight.py [--weights 16777216] [--rounds 7]`.
 
-Rounding and the gradient back, against the same in torch operations (the reference), which is what training through a grid costs without a kernel.
+Rounding and the gradient back, against the same in torch operations (the reference), which is what training through a
+grid costs without a kernel.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_an_artifact_runs_on_its_static_ranges(family: str, text_file: Path, tmp
     model = compress.load(artifacts["hf"]["path"])
     layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
     assert len(layers) > 4 and all(m.input_absmax is not None and float(m.input_absmax) > 0 for m in layers)
+
+
+def test_weights_alone_are_exported_as_weights_alone(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+    overrides = ["stages.quant.activations=none"]
+    report = compress.run(tiny_run("int8", tiny_llama, text_file, tmp_path / "out", *overrides))
+    artifacts = {artifact["format"]: artifact for artifact in report["artifacts"]}
+    assert all(artifact["verified"] for artifact in artifacts.values()), artifacts
+    config = json.loads((Path(artifacts["compressed_tensors"]["path"]) / "config.json").read_text())
+    assert config["quantization_config"]["config_groups"]["group_0"]["input_activations"] is None
 
 
 def test_training_keeps_the_static_ranges(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

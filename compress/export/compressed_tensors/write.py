@@ -25,7 +25,7 @@ from compress.export.compressed_tensors.settings import Scheme
 from compress.export.tensors import delivered
 from compress.grids import Encoded, Grid, Int8, Integer
 from compress.grids.integer import pack_words
-from compress.runtime.encoded import INPUT_ABSMAX, INT8_STATIC, INT8_TOKENS
+from compress.runtime.encoded import INPUT_ABSMAX, INT8_STATIC, INT8_TOKENS, quantization_of
 from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
@@ -143,9 +143,11 @@ def quantization_config(kinds: dict[Kind, list[str]], left: list[str]) -> dict[s
 def chosen(checkpoint: Checkpoint, scheme: Scheme, group: int) -> Iterator[tuple[str, Tensor | Encoded, Kind | None]]:
     """Every weight as it is written: encoded with its kind, or dense with None."""
     linears = {f"{path}.weight" for path in linear_paths(checkpoint.config)}
+    own = quantization_of(checkpoint.raw_config)
+    activations = own["activations"] if own else INT8_TOKENS
     for name, value, grid in delivered(checkpoint):
         if isinstance(value, Encoded):
-            kind = kind_of(name, grid, scheme, INPUT_ABSMAX in value.parts) if name in linears else None
+            kind = kind_of(name, grid, scheme, activations) if name in linears else None
             assert grid is not None
             yield name, (value if kind else grid.decode(value)), kind
             continue
@@ -165,8 +167,8 @@ def grid_for(scheme: Scheme, group: int) -> Int8 | Integer | None:
     return Integer(4, group, scheme is Scheme.w4a16)
 
 
-def kind_of(name: str, grid: Grid | None, scheme: Scheme, static: bool) -> Kind | None:
-    """How codes that lie on `grid` already are written, with a `static` range of their inputs or not; None to decode.
+def kind_of(name: str, grid: Grid | None, scheme: Scheme, activations: str | None) -> Kind | None:
+    """How codes that lie on `grid` already are written, `activations` being those of INT8 layers; None to decode.
 
     Raises:
         UserError: the scheme asked for is another.
@@ -185,7 +187,8 @@ def kind_of(name: str, grid: Grid | None, scheme: Scheme, static: bool) -> Kind 
             "Give scheme=auto, or quantize on a grid of that scheme.",
         )
     if isinstance(grid, Int8):
-        return Kind(grid, None if scheme is Scheme.w8a16 else INT8_STATIC if static else INT8_TOKENS)
+        forced = {Scheme.w8a16: None, Scheme.w8a8: activations or INT8_TOKENS}
+        return Kind(grid, forced.get(scheme, activations))
     return Kind(grid, None) if isinstance(grid, Integer) and four else None
 
 

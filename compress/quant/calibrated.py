@@ -34,6 +34,9 @@ from compress.quant.stage import Activations, Scaling
 
 FOLD_TOKENS = 4096
 """Tokens that the scales of the folds are searched on."""
+DRIFT_TOKENS = 16384
+"""Tokens that the original goes through too. C and D are small corrections, held back by a ridge: they need less text
+than H, the curvature that all rounding follows."""
 
 
 Found = Callable[[str, Solved], None]
@@ -71,7 +74,8 @@ def calibrate(
     """
     modules = adapter_for(student.config).modules
     rounded = RoundedInputs(settings.activations)
-    s, t = Layers.of(student, windows), Layers.of(teacher, windows)
+    followed = windows[: followed_windows(windows)]
+    s, t = Layers.of(student, windows), Layers.of(teacher, followed)
     x_s, x_t = s.embedded, t.embedded
     for index in range(len(s.calls)):
         linears = [path for path in modules.linears(index) if path in grids]
@@ -80,14 +84,15 @@ def calibrate(
             fold_layer(s, index, x_s, grids, settings)
         wanted, next_t = _inputs_and_output(t, index, x_t, [group[0] for group in shared])
         writers = (modules.head_outputs(index), modules.neurons(index))
-        drift = x_t - x_s
+        drift = x_t - x_s[: len(x_t)]
         with rounded.on(student, linears), ExitStack() as known:
             for group in shared:
                 collected = _collect(s, index, x_s, group, wanted[group[0]], rounded, settings)
                 # what the stream lacks is the projections' to make up for, a part of it each
                 missing = None
                 if settings.absorb and group[0] in writers:
-                    missing = sum_of_products(batches(drift), collected.inputs, settings.first_token)
+                    drifts = batches(drift)
+                    missing = sum_of_products(drifts, collected.inputs[: len(drifts)], settings.first_token)
                 for path in group:
                     module: Any = student.get_submodule(path)
                     weight = weight_of(module, modules.conv1d).float()
@@ -105,6 +110,13 @@ def calibrate(
         x_t = next_t
         advance(1)
     return rounded.ranges
+
+
+def followed_windows(windows: Tensor) -> int:
+    """How many windows [n, length] the original goes through beside the quantized model: whole batches of them."""
+    length = windows.shape[1]
+    together = len(batches(windows)[0])
+    return min(len(windows), -(-DRIFT_TOKENS // (length * together)) * together)
 
 
 def fold_layer(layers: Layers, index: int, hidden: Tensor, grids: Mapping[str, Grid], settings: Calibration) -> None:
@@ -184,5 +196,6 @@ def _collect(
     if not settings.absorb:
         return Collected(h, torch.zeros_like(h), seen)
     # C - H as one sum: the difference keeps its digits in half precision, two large sums would not
-    difference = [x - y for x, y in zip(dense, seen, strict=True)]
-    return Collected(h, sum_of_products(difference, seen, settings.first_token), seen)
+    followed = seen[: len(dense)]
+    difference = [x - y for x, y in zip(dense, followed, strict=True)]
+    return Collected(h, sum_of_products(difference, followed, settings.first_token), seen)

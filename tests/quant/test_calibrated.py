@@ -9,7 +9,7 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.errors import UserError
 from compress.grids import grid_named
-from compress.layerwise import Layers
+from compress.layerwise import Layers, batches
 from compress.quant.calibrated import calibrate, sharing_inputs
 from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, Collected, Solved, damped, solve, target
@@ -214,3 +214,27 @@ def test_first_tokens_can_count_more() -> None:
     torch.testing.assert_close(found.h, gram_of(rows), rtol=1e-4, atol=1e-5)
     assert not bool(found.lost.any())
     assert energy(torch.eye(64), found.h) > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 256), (64, 256), (200, 256), (128, 512), (40, 700), (10, 3000)])
+def test_the_original_follows_whole_batches(shape: tuple[int, int]) -> None:
+    from compress.quant.calibrated import DRIFT_TOKENS, followed_windows
+
+    windows = torch.zeros(shape)
+    followed = followed_windows(windows)
+    sizes = [len(part) for part in batches(windows)]
+    assert followed == len(windows) or followed in [sum(sizes[:n]) for n in range(len(sizes))]
+    assert followed == len(windows) or followed * shape[1] >= DRIFT_TOKENS > (followed - sizes[0]) * shape[1]
+
+
+def test_much_text_is_followed_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the original on a part of the text only, the quantized model is about as near to it."""
+    from compress.quant import calibrated
+
+    windows = torch.randint(3, 320, (96, 32), generator=torch.Generator().manual_seed(5))
+    near = divergence(*run("llama", "int4_g32", Calibration(), windows)[:2])
+    monkeypatch.setattr(calibrated, "DRIFT_TOKENS", 1024)
+    part = divergence(*run("llama", "int4_g32", Calibration(), windows)[:2])
+    rounded = divergence(*run("llama", "int4_g32", Calibration(algorithm=Algorithm.rtn, absorb=0.0), windows)[:2])
+    assert part != near
+    assert part < 1.2 * near < rounded

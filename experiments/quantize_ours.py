@@ -23,6 +23,7 @@ from compress.checkpoint import Checkpoint
 from compress.command import compose
 from compress.config import build
 from compress.data import Corpus
+from compress.data.readers import read_documents
 from compress.progress import Terminal
 from compress.stage import DENSE, Context
 
@@ -30,7 +31,7 @@ from compress.stage import DENSE, Context
 def quantize(pipeline: str, model: Path, calibration: Path, out: Path) -> float:
     """Run the stage; seconds from the model's folder to the written checkpoint."""
     windows = load_file(calibration)["windows"]
-    excerpts = tuple(json.loads((calibration.parent / "excerpts.json").read_text()))
+    documents = tuple(read_documents(Path(json.loads((calibration.parent / "source.json").read_text())), "text"))
     amount = {"tokens": windows.numel(), "length": windows.shape[1]}
     overrides = [f"stages.quant.calibration.{name}={value}" for name, value in amount.items()]
     stage = build(compose([f"+pipeline={pipeline}", *overrides])).stages["quant"]
@@ -41,7 +42,7 @@ def quantize(pipeline: str, model: Path, calibration: Path, out: Path) -> float:
         scratch=out.with_name(f"{out.name}.scratch"),
         original=checkpoint,
         dense=None,
-        corpus=Corpus("excerpts", (), excerpts, (), ""),
+        corpus=Corpus("calibration", (), documents, (), ""),
         own_text=lambda: torch.empty(0, 0, dtype=torch.long),
         fabric=Fabric(accelerator="cpu", devices=1),
         progress=Terminal(),

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from tables import append_row
 from compress.arch.linears import linear_paths
 from compress.checkpoint import Checkpoint
 from compress.data.readers import read_documents
-from compress.data.windows import joined_windows
+from compress.data.windows import joined_windows, spread_windows
 from compress.evaluate.quality import Reference, measure, reference
 from compress.grids.int8 import fake_quantize
 from compress.runtime.loading import load_model
@@ -54,26 +53,17 @@ PEERS = {
     "gptqmodel_int4": "gptqmodel",
 }
 """Method -> folder of its environment."""
-EXCERPT_CHARS = 2600
-"""Somewhat more than 512 tokens of English."""
 
 
 def write_calibration(file: Path, tokenizer: Any, windows: int, length: int, folder: Path) -> Path:
-    """Excerpts from different places of the text, as text for us and as tokens for all."""
-    rng = random.Random(0)
-    documents = [document for document in read_documents(file, "text") if len(document) >= 1000]
-    chars = EXCERPT_CHARS * length // 512
-    excerpts = []
-    for _ in range(windows + windows // 4):
-        document = rng.choices(documents, [len(d) for d in documents])[0]
-        begin = rng.randrange(max(1, len(document) - chars))
-        excerpts.append(document[begin : begin + chars])
-    tokens = joined_windows(excerpts, tokenizer, length=length, tokens=windows * length)
+    """The tokens that calibrate, for all alike: windows from different places of the text, drawn by a fixed seed."""
+    documents = list(read_documents(file, "text"))
+    tokens = spread_windows(documents, tokenizer, length=length, tokens=windows * length, seed=0)
     if len(tokens) < windows:
         raise SystemExit(f"{file} gave {len(tokens)} windows of {length} tokens, not {windows}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "excerpts.json").write_text(json.dumps(excerpts))
-    save_file({"windows": tokens.long().contiguous()}, folder / "windows.safetensors")
+    (folder / "source.json").write_text(json.dumps(str(file.resolve())))
+    save_file({"windows": tokens.contiguous()}, folder / "windows.safetensors")
     return folder / "windows.safetensors"
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from compress.calibrate import calibration_windows
+from compress.data.windows import spread_windows
 from tests.models import SENTENCES, tiny, tiny_tokenizer
 
 
@@ -19,7 +20,35 @@ def test_own_text_below_the_window_is_left_out(own_length: int, own_windows: int
         original=SimpleNamespace(config=config, tokenizer=tiny_tokenizer),
         own_text=lambda: own,
         corpus=SimpleNamespace(calibration=list(SENTENCES) * 40),
+        seed=0,
     )
     windows = calibration_windows(context, tokens=128, length=32)  # type: ignore[arg-type]
     assert windows.shape == (4, 32)
     assert int((windows == 7).all(1).sum()) == own_windows
+
+
+def test_windows_come_from_many_documents() -> None:
+    """As many as there are windows, from their middles too, no document twice before all were seen, none joined."""
+    words = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)]
+    documents = [" ".join([word] * 400) for word in words]
+    windows = spread_windows(documents, tiny_tokenizer(), length=32, tokens=60 * 32, seed=0)
+    assert windows.shape == (60, 32)
+    seen = [set(tiny_tokenizer().decode(window).split()) & set(words) for window in windows]
+    assert all(len(found) == 1 for found in seen)
+    assert len(set.union(*seen)) == 60
+    again = spread_windows(documents, tiny_tokenizer(), length=32, tokens=60 * 32, seed=0)
+    other = spread_windows(documents, tiny_tokenizer(), length=32, tokens=60 * 32, seed=1)
+    assert torch.equal(windows, again) and not torch.equal(windows, other)
+
+
+def test_one_book_is_sampled_all_over() -> None:
+    book = " ".join(f"chapter{number}" for number in range(3000))
+    windows = spread_windows([book], tiny_tokenizer(), length=64, tokens=40 * 64, seed=0)
+    assert len(windows) == 40
+    places = sorted(int(tiny_tokenizer().decode(w).split("chapter")[2].strip() or 0) for w in windows)
+    assert places[0] < 600 and places[-1] > 2000
+
+
+def test_documents_below_a_window_give_none_and_are_not_looped_over() -> None:
+    assert spread_windows(["a b c", ""] * 50, tiny_tokenizer(), length=64, tokens=640, seed=0).shape == (0, 64)
+    assert spread_windows([], tiny_tokenizer(), length=64, tokens=640, seed=0).shape == (0, 64)

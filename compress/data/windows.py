@@ -137,6 +137,53 @@ def joined_windows(
     return torch.tensor(ids[: whole * length], dtype=torch.int64).view(whole, length)
 
 
+def spread_windows(documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, seed: int) -> torch.Tensor:
+    """Whole windows from as many places as there are windows: what a model sees of a text, not how the text begins.
+
+    Documents are gone through in an order drawn by `seed`; each gives one window from a place drawn in it, and another
+    in every further round that is needed, until there are enough. No window holds two documents.
+
+    Args:
+        documents: texts; those shorter than a window give none.
+        tokenizer: called as users call it: it adds a first token to a window if it is one that does.
+        length: tokens of a window.
+        tokens: rounded down to whole windows, one window at least.
+        seed: order and places.
+
+    Returns:
+        int64 [n, length]; fewer than asked for, none even, if hardly any document is long enough.
+    """
+    import torch
+
+    wanted = max(1, tokens // length)
+    rng = random.Random(seed)
+    chars = 2 * CHARS_PER_TOKEN * length
+    order = [document for document in documents if len(document) >= length]
+    found: list[list[int]] = []
+    while order and len(found) < wanted:
+        rng.shuffle(order)
+        long_enough = []
+        for first in range(0, len(order), wanted):
+            some = order[first : first + wanted]
+            begins = [rng.randrange(max(1, len(document) - chars)) for document in some]
+            excerpts = [document[_word(document, at) :][:chars] for document, at in zip(some, begins, strict=True)]
+            for document, ids in zip(some, _tokenize(excerpts, tokenizer), strict=True):
+                if len(ids) >= length:
+                    found.append(ids[:length])
+                    long_enough.append(document)
+            if len(found) >= wanted:
+                break
+        else:
+            order = long_enough
+    return torch.tensor(found[:wanted], dtype=torch.int64).view(-1, length)
+
+
+def _word(text: str, at: int) -> int:
+    """Where the first word after `at` begins; at the very start, there."""
+    space = text.find(" ", at, at + 64) if at else -1
+    return space + 1 if space >= 0 else at
+
+
 def _least(length: int) -> int:
     return min(length, max(8, length // 8))
 

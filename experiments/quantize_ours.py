@@ -3,7 +3,7 @@
     python quantize_ours.py PIPELINE --model DIR --windows FILE --out DIR
 
 PIPELINE is a preset with a single stage, such as nf4_gptq. The stage gets the same calibration tokens as the peers and
-nothing else; FILE must have the text they were cut from beside it (`excerpts.json`).
+nothing else; FILE must have the text they were cut from beside it (`source.json` says where it lies).
 """
 
 from __future__ import annotations

@@ -214,7 +214,9 @@ def make_twin(config: Config, model: Any, folder: Path) -> Path:
 
 def _sizes(full: Widths) -> Iterator[Kept]:
     """Twins to try, the smallest first: narrow or as wide as the model, ever deeper."""
-    narrow = Widths(full.layers, narrowed(full.mlp, NEURONS), min(full.heads, GROUPS), narrowed(full.hidden, WIDTH))
+    narrow = replace(
+        full, mlp=narrowed(full.mlp, NEURONS), heads=min(full.heads, GROUPS), hidden=narrowed(full.hidden, WIDTH)
+    )
     deeper = [LAYERS * 2**power for power in range(8) if LAYERS * 2**power < full.layers]
     for layers in dict.fromkeys([min(LAYERS, full.layers), *deeper, full.layers]):
         for widths in (narrow, full):

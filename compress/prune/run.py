@@ -12,7 +12,7 @@ from compress.checkpoint import PLAN, Checkpoint, write_config
 from compress.errors import UserError
 from compress.prune.compensate import Fit, compensate
 from compress.prune.plan import Plan, select
-from compress.prune.statistics import collect
+from compress.prune.scoring import Criteria, score
 from compress.prune.surgery import prune_tensor
 from compress.runtime.loading import load_model
 from compress.stage import PRUNED, Context, Metrics
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     from compress.prune.stage import Compensate
 
 
-def prune(checkpoint: Checkpoint, widths: Widths, tokens: int, context: Context) -> tuple[Checkpoint, Metrics]:
+def prune(
+    checkpoint: Checkpoint, widths: Widths, tokens: int, criteria: Criteria, context: Context
+) -> tuple[Checkpoint, Metrics]:
     """Write the pruned checkpoint into the stage's folder."""
     architecture = adapter_for(checkpoint.config)
     shape = architecture.shape(checkpoint.config)
     windows = calibration_windows(context, tokens)
-    with context.progress.bar("scoring", len(windows)) as advance:
-        model = load_model(checkpoint.folder, device=context.fabric.device)
-        scores = collect(model, architecture, windows, advance).scores()
-        del model
-    plan = select(scores, shape, widths)
+    model = load_model(checkpoint.folder, device=context.fabric.device)
+    scored = score(model, architecture, windows, widths, criteria, context.progress)
+    del model
+    plan = select(scored.scores, shape, widths)
     pruned = cut(checkpoint, plan, context)
     full = architecture.non_embedding_parameters(checkpoint.config)
     return pruned, {
@@ -40,7 +41,7 @@ def prune(checkpoint: Checkpoint, widths: Widths, tokens: int, context: Context)
         "widths_before": asdict(shape.widths),
         "kept_fraction": architecture.non_embedding_parameters(checkpoint.config, plan.widths) / full,
         "dropped_layers": sorted(set(range(shape.layers)) - set(plan.layers)),
-        "layer_influence": None if scores.layers is None else scores.layers.tolist(),
+        "layer_influence": None if scored.influence is None else scored.influence.tolist(),
         "plan": json.loads(plan.to_json()),
     }
 

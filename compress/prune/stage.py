@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
+from compress.prune.criteria import Importance, LayerImportance
 from compress.stage import DENSE, PRUNED, TEACHER, TEXT, Context, Metrics
 
 if TYPE_CHECKING:
     from compress.arch import Widths
     from compress.checkpoint import Checkpoint
-    from compress.prune.plan import PruneTarget
+    from compress.prune.target import PruneTarget
+
+FRACTIONS = ("keep", "layers", "mlp", "heads", "query_heads", "hidden")
 
 
 @dataclass
 class Prune:
-    """Cuts layers, MLP neurons, KV groups with their query heads, and residual channels (Minitron, arXiv 2407.14679).
+    """Cuts layers, MLP neurons, KV groups, query heads and residual channels (Minitron, arXiv 2407.14679).
 
     Fractions are fractions kept. Widths stay uniform over the layers, so that every plain config can say them.
     """
@@ -28,6 +31,8 @@ class Prune:
     """Fraction of the MLP neurons of each layer."""
     heads: Optional[float] = None  # noqa: UP045
     """Fraction of the KV groups of each layer, with their query heads."""
+    query_heads: Optional[float] = None  # noqa: UP045
+    """Fraction of the query heads of each KV group, where several share one."""
     hidden: Optional[float] = None  # noqa: UP045
     """Fraction of the residual channels."""
     share: dict[str, float] = field(default_factory=lambda: {"layers": 0.22, "mlp": 0.78})
@@ -35,11 +40,18 @@ class Prune:
     multiple: Optional[int] = None  # noqa: UP045
     """Kept widths are multiples of this; by default of 64, so that 4-bit blocks and matrix tiles fit, or of the next
     smaller power of two that a narrow model can meet the target with."""
+    importance: Importance = Importance.activation
+    """What neurons, KV groups, query heads and residual channels are scored by."""
+    layer_importance: LayerImportance = LayerImportance.block_influence
+    """What layers are scored by: how far one turns the stream (block_influence), the best block of neighbours
+    (angular), the loss without it, one by one (perplexity), or chance."""
     calibration_tokens: int = 16384
     """Tokens the groups are scored on."""
+    removal_tokens: int = 2048
+    """Of these, the tokens that layer_importance=perplexity measures every candidate on."""
 
     kind: ClassVar[str] = "prune"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -48,21 +60,23 @@ class Prune:
     def __post_init__(self) -> None:
         from compress.errors import UserError
 
-        for name in ("keep", "layers", "mlp", "heads", "hidden"):
+        for name in FRACTIONS:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise UserError(
                     f"stages.prune.{name}={value}: it is the fraction that stays, above 0 and at most 1.",
                     f"To remove 15%, give {name}=0.85.",
                 )
-        if self.calibration_tokens < 1:
-            raise UserError(f"prune.calibration_tokens={self.calibration_tokens} must be at least 1.")
+        for name in ("calibration_tokens", "removal_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"prune.{name}={getattr(self, name)} must be at least 1.")
+        self.target()
 
     def target(self) -> PruneTarget:
         """The fields as the planner reads them."""
-        from compress.prune.plan import PruneTarget
+        from compress.prune.target import PruneTarget
 
-        fractions = {name: getattr(self, name) for name in ("keep", "layers", "mlp", "heads", "hidden")}
+        fractions = {name: getattr(self, name) for name in FRACTIONS}
         return PruneTarget(**fractions, share=self.share, multiple=self.multiple or 64)  # type: ignore[arg-type]
 
     def widths(self, config: Any) -> Widths:
@@ -72,7 +86,7 @@ class Prune:
             UserError: the target cannot be met, or the model's config cannot say it.
         """
         from compress.arch import adapter_for
-        from compress.prune.plan import solve, solve_coarsest
+        from compress.prune.target import solve, solve_coarsest
 
         architecture = adapter_for(config)
         solver = solve_coarsest if self.multiple is None else solve
@@ -89,8 +103,10 @@ class Prune:
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Score, plan, cut."""
         from compress.prune.run import prune
+        from compress.prune.scoring import Criteria
 
-        return prune(checkpoint, self.widths(checkpoint.config), self.calibration_tokens, context)
+        criteria = Criteria(self.importance, self.layer_importance, self.removal_tokens, context.seed)
+        return prune(checkpoint, self.widths(checkpoint.config), self.calibration_tokens, criteria, context)
 
 
 @dataclass

@@ -45,7 +45,7 @@ def prune_tensor(
         )
     for dim, axis in enumerate(axes):
         if axis.kind is not None:
-            kept, groups = plan.kept(axis.kind, layer), full.of(axis.kind)
+            kept, groups = plan.kept(axis.kind, layer), axis.groups(full)
             if len(kept) < groups:
                 tensor = tensor.index_select(dim, entries(axis, kept, groups).to(tensor.device))
     renamed = name if layer is None else architecture.renumbered(name, plan.layers.index(layer))

@@ -127,9 +127,7 @@ class Run:
 
     def _check_plans(self) -> None:
         """Let every stage that has something to say about the model's shape say it now."""
-        for stage in self.config.stages.values():
-            if hasattr(stage, "check"):
-                stage.check(self.first.checkpoint.config)
+        preparation.check_shapes(self.config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
 
     def _fabric(self) -> Fabric:
         import torch

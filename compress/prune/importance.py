@@ -7,7 +7,7 @@ in nn.Linear's orientation (transpose a Conv1D's). All results are fp32 (norms o
     activation   ||x_j||: mean of |x_j| over the sequence, L2 over the batch     Minitron, arXiv 2407.14679, section 2.2
     wanda        ||x_j|| * ||W_out[:, j]||, x_j over all tokens                  Wanda's |W| * ||x||, arXiv 2306.11695,
                                                                                  section 3, as norms over a structure
-    taylor       sqrt(E[(dL/dm_j)^2]), dL/dm_j = sum_t x_tj dL/dx_tj             arXiv 1906.10771, eq. 8, gates: sec. 3.2
+    taylor       sqrt(E[(dL/dm_j)^2]), dL/dm_j = sum_t x_tj dL/dx_tj             arXiv 1906.10771, section 3.2
     magnitude    ||all weights that go with j||                                  the data-free baseline
     random       uniform, seeded                                                 the floor every method must beat
 

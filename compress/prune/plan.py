@@ -150,6 +150,20 @@ def _top(score: Tensor, keep: int) -> Indices:
     return tuple(sorted(order[:keep].tolist()))
 
 
+def prefix(shape: Shape, widths: Widths) -> Plan:
+    """The plan that keeps the first groups of everything: for sizes and times, where it does not matter which stay."""
+    queries = tuple(
+        group * shape.queries + query for group in range(widths.heads) for query in range(widths.query_heads)
+    )
+    return Plan(
+        layers=tuple(range(widths.layers)),
+        mlp=(tuple(range(widths.mlp)),) * shape.layers,
+        heads=(tuple(range(widths.heads)),) * shape.layers,
+        query_heads=(queries,) * shape.layers,
+        hidden=tuple(range(widths.hidden)),
+    )
+
+
 def compose(first: Plan, then: Plan) -> Plan:
     """One plan for two cuts, the second of what the first has left.
 

@@ -1,4 +1,4 @@
-"""The statistics pruning scores by, collected in one walk over the calibration text: all forward-only criteria share it.
+"""The statistics pruning scores by, collected in one walk over the text: all forward-only criteria share it.
 
 Kept are sums: a few floats for every neuron, entry of a head, channel of a norm and layer, and the residual stream of
 the one window at hand.

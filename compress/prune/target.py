@@ -28,6 +28,7 @@ class PruneTarget:
         share: the part of the removal each kind bears, relative to the others; a kind not named is not cut.
         multiple: MLP and residual widths are multiples of this (4-bit blocks and matrix tiles fit then).
         tolerance: how far the fraction reached may be from `keep` before the target is refused.
+        at_most: never more than `keep`, rather than nearest to it.
         asked: what the user typed for `keep`, where it is not that.
 
     Raises:
@@ -43,6 +44,7 @@ class PruneTarget:
     share: Mapping[Kind, float] = field(default_factory=lambda: {"layers": 0.5, "mlp": 0.5})
     multiple: int = 64
     tolerance: float = 0.02
+    at_most: bool = False
     asked: str | None = None
 
     def __post_init__(self) -> None:
@@ -135,6 +137,8 @@ def _choices(kind: Kind, full: int, multiple: int) -> list[int]:
 def _nearest(widths: Widths, kind: Kind, goal: float, target: PruneTarget, count: Count) -> Widths:
     """Set one kind so that the parameter count comes closest to `goal`; of two as close, the wider."""
     options = [_with(widths, kind, groups) for groups in _choices(kind, widths.of(kind), target.multiple)]
+    if target.at_most:
+        options = [option for option in options if count(option) <= goal] or options[:1]
     return min(reversed(options), key=lambda option: abs(count(option) - goal))
 
 

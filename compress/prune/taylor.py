@@ -60,8 +60,9 @@ def taylor_scores(model: Any, architecture: Architecture, windows: Tensor, advan
             channels += sum(normed)
         hidden += channels.square()
         advance(1)
-    n = len(windows)
-    return Scores(mlp=taylor(mlp / n), heads=taylor(heads / n), query_heads=taylor(queries / n), hidden=taylor(hidden / n))
+    means = (total / len(windows) for total in (mlp, heads, queries, hidden))
+    mlp, heads, queries, hidden = map(taylor, means)
+    return Scores(mlp=mlp, heads=heads, query_heads=queries, hidden=hidden)
 
 
 def _last(model: Any, final: Any, stream: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

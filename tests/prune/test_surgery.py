@@ -47,7 +47,11 @@ def make_plan(config, cut, seed=0):
         plan = replace(
             plan,
             query_heads=tuple(
-                tuple(group * shape.queries + query for group, queries in zip(groups, picked, strict=True) for query in queries)
+                tuple(
+                    group * shape.queries + query
+                    for group, queries in zip(groups, picked, strict=True)
+                    for query in queries
+                )
                 for groups, picked in zip(plan.heads, chosen, strict=True)
             ),
         )

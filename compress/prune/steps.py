@@ -97,8 +97,10 @@ def between(config: Any, goal: Widths, steps: int) -> list[Widths]:
         sizes = {}
         for kind in KINDS:
             start, end = full.of(kind), goal.of(kind)
-            # as round a number as both ends are
+            # as round a number as both ends are, unless that would leave a step without its part
             unit = gcd(start, end, most)
+            while unit > 1 and start - end < steps * unit:
+                unit //= 2
             sizes[kind] = unit * round((start + (end - start) * step / steps) / unit)
         return replace(full, **sizes)
 

@@ -91,7 +91,7 @@ def test_steps_end_where_they_should(model: Path, text_file: Path, tmp_path: Pat
     details = report["stages"][0]["details"]
     config = Checkpoint(model, frozenset()).config
     assert len(details["cuts"]) == 2
-    assert details["cuts"][0]["kept_fraction"] == pytest.approx(0.75, abs=0.06)
+    assert 0.6 < details["cuts"][0]["kept_fraction"] < 0.9  # whole layers, of four
     assert details["kept_fraction"] == pytest.approx(0.5, abs=0.02)
     assert details["train_tokens"] == pytest.approx(2000, rel=0.2)
     kept = details["plan"]
@@ -129,9 +129,9 @@ def test_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match="brief=0"):
         PruneSearch(Prune(), None, Distill(), brief=0)
     with pytest.raises(UserError, match="depth"):
-        PruneSearch(Prune(), None, Distill(), {"odd": {"depth": 1.0}})
+        PruneSearch(Prune(), None, Distill(), candidates={"odd": {"depth": 1.0}})
     with pytest.raises(UserError, match="no candidate meets the budget"):
-        PruneSearch(Prune(keep=0.85), None, Distill(), {"heads": {"heads": 1.0}}).check(SMOL)
+        PruneSearch(Prune(keep=0.85), None, Distill(), candidates={"heads": {"heads": 1.0}}).check(SMOL)
 
 
 def test_a_teacher_of_another_shape_cannot_compensate(

@@ -94,14 +94,16 @@ def solve(shape: Shape, target: PruneTarget, count: Count) -> Widths:
     goal = target.keep * count(full)
     shares = {kind: target.share.get(kind, 0.0) for kind in KINDS if kind not in target.explicit}
     to_remove, whole = max(count(widths) - goal, 0.0), sum(shares.values())
-    coarse: tuple[Kind, ...] = ("layers", "heads", "query_heads", "hidden")
-    for kind in coarse:
-        if shares.get(kind, 0.0) > 0:
-            widths = _nearest(widths, kind, count(widths) - to_remove * shares[kind] / whole, target, count)
-    if shares.get("mlp", 0.0) > 0:
-        widths = _nearest(widths, "mlp", goal, target, count)
+    order: tuple[Kind, ...] = ("layers", "heads", "query_heads", "hidden", "mlp")
+    cut = [kind for kind in order if shares.get(kind, 0.0) > 0]
+    for kind in cut:
+        # MLPs, the finest, take whatever the kinds before them have left
+        here = goal if kind == "mlp" else count(widths) - to_remove * shares[kind] / whole
+        last = kind == cut[-1]
+        widths = _nearest(widths, kind, here, target, count, last)
     reached = count(widths) / count(full)
-    if abs(reached - target.keep) > target.tolerance or (target.keep < 1 and widths == full):
+    above = 0.0 if target.at_most else target.tolerance
+    if not -target.tolerance <= reached - target.keep <= above or (target.keep < 1 and widths == full):
         raise _unreachable(target, full, widths, reached)
     return widths
 
@@ -134,10 +136,10 @@ def _choices(kind: Kind, full: int, multiple: int) -> list[int]:
     return [*range(step, full, step), full]
 
 
-def _nearest(widths: Widths, kind: Kind, goal: float, target: PruneTarget, count: Count) -> Widths:
+def _nearest(widths: Widths, kind: Kind, goal: float, target: PruneTarget, count: Count, last: bool) -> Widths:
     """Set one kind so that the parameter count comes closest to `goal`; of two as close, the wider."""
     options = [_with(widths, kind, groups) for groups in _choices(kind, widths.of(kind), target.multiple)]
-    if target.at_most:
+    if last and target.at_most:
         options = [option for option in options if count(option) <= goal] or options[:1]
     return min(reversed(options), key=lambda option: abs(count(option) - goal))
 

@@ -50,7 +50,7 @@ def stage_fields(stage: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        inner = {"kind": value.kind, "version": value.version} if hasattr(value, "kind") else {}
+        inner = {"kind": value.kind, "version": value.version} if hasattr(value, "version") else {}
         return inner | _plain({field.name: getattr(value, field.name) for field in fields(value)})
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}

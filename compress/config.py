@@ -18,7 +18,9 @@ from compress.export.base import Export
 from compress.export.compressed_tensors.settings import CompressedTensorsExport
 from compress.export.gguf.settings import GGUFExport
 from compress.export.settings import HFExport
+from compress.prune.search import PruneSearch
 from compress.prune.stage import Compensate, Prune
+from compress.prune.steps import PruneInSteps
 from compress.quant.mixed import Mixed
 from compress.quant.qat import QAT
 from compress.quant.stage import INT8, NF4, OnGrid
@@ -34,6 +36,8 @@ CONF = "pkg://compress_conf"
 STAGES: dict[str, type[Any]] = {
     "prune/activation": Prune,
     "prune/compensate": Compensate,
+    "prune/in_steps": PruneInSteps,
+    "prune/search": PruneSearch,
     "distill/logits": Distill,
     "quant/nf4": NF4,
     "quant/int8": INT8,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,11 +44,14 @@ def library_versions() -> dict[str, str]:
 
 
 def stage_fields(stage: Any) -> Any:
-    """The resolved fields of a stage, nested settings included, as JSON."""
-    return _plain(asdict(stage))
+    """The resolved fields of a stage, nested settings included, as JSON; of a stage inside it kind and version too."""
+    return {field.name: _plain(getattr(stage, field.name)) for field in fields(stage)}
 
 
 def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {"kind": value.kind, "version": value.version} if hasattr(value, "version") else {}
+        return inner | _plain({field.name: getattr(value, field.name) for field in fields(value)})
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}
     if isinstance(value, (list, tuple)):

@@ -121,15 +121,26 @@ class Run:
             device=self.fabric.device,
         )
         self.evaluator.check_texts()
+        self._check_text()
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         own_written = self.store.recall("own_text", self._own_key()) is not None
         self.predicted = predicted_rows(config, folders, self.store, own_written)
 
     def _check_plans(self) -> None:
         """Let every stage that has something to say about the model's shape say it now."""
+        preparation.check_shapes(self.config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
+
+    def _check_text(self) -> None:
+        """Refuse a text that a training cannot take a single window from."""
+        from compress.data.windows import training_windows
+
         for stage in self.config.stages.values():
-            if hasattr(stage, "check"):
-                stage.check(self.first.checkpoint.config)
+            for part in (stage, getattr(stage, "heal", None)):
+                if (settings := getattr(part, "train", None)) is not None:
+                    tokenizer = self.original.checkpoint.tokenizer()
+                    training_windows(
+                        self.corpus.train, tokenizer, length=settings.length, tokens=1, seed=0, setting="train.length"
+                    )
 
     def _fabric(self) -> Fabric:
         import torch

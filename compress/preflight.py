@@ -140,9 +140,7 @@ def failure(where: str, error: Exception) -> UserError:
 def _checked(config: Config) -> Subject:
     """Refuse what the model's real sizes refuse, before the twin is made."""
     subject = subject_of(config.model)
-    for stage in config.stages.values():
-        if hasattr(stage, "check"):
-            stage.check(subject.config)
+    preparation.check_shapes(config.stages, subject.config)
     preparation.check_memory(config.stages, total_parameters(subject.config))
     preparation.check_device(config.device.value)
     return subject
@@ -214,7 +212,9 @@ def make_twin(config: Config, model: Any, folder: Path) -> Path:
 
 def _sizes(full: Widths) -> Iterator[Kept]:
     """Twins to try, the smallest first: narrow or as wide as the model, ever deeper."""
-    narrow = Widths(full.layers, narrowed(full.mlp, NEURONS), min(full.heads, GROUPS), narrowed(full.hidden, WIDTH))
+    narrow = replace(
+        full, mlp=narrowed(full.mlp, NEURONS), heads=min(full.heads, GROUPS), hidden=narrowed(full.hidden, WIDTH)
+    )
     deeper = [LAYERS * 2**power for power in range(8) if LAYERS * 2**power < full.layers]
     for layers in dict.fromkeys([min(LAYERS, full.layers), *deeper, full.layers]):
         for widths in (narrow, full):
@@ -231,9 +231,7 @@ def _suits(config: Config, original: Any, kept: Kept) -> bool:
     """Whether the family's config can say these sizes and every stage finds what it cuts."""
     try:
         twin = adapter_for(original).pruned_config(original, kept)
-        for stage in config.stages.values():
-            if hasattr(stage, "check"):
-                stage.check(twin)
+        preparation.check_shapes(config.stages, twin)
     except UserError:
         return False
     return True

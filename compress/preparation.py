@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from compress.arch import adapter_for
 from compress.errors import UserError
 from compress.stage import TEACHER, Stage
 
@@ -87,6 +88,27 @@ def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
                 f"and this machine has {total / GIB:.0f} GiB.",
                 f"Drop it with '~stages.{name}', or train adapters only: +pipeline=qlora.",
             )
+
+
+def check_shapes(stages: Mapping[str, Any], config: Any, teacher: Any = None) -> None:
+    """Let every stage say whether it can work on a model of the shape that the stages before it leave.
+
+    Args:
+        stages: in order.
+        config: of the model the chain begins with.
+        teacher: config of the model it is compared with; by default the same.
+
+    Raises:
+        UserError: one cannot.
+    """
+    first = config
+    for stage in stages.values():
+        if hasattr(stage, "check"):
+            stage.check(config)
+        if hasattr(stage, "check_teacher"):
+            stage.check_teacher(first, teacher or first)
+        if hasattr(stage, "widths"):
+            config = adapter_for(config).narrowed(config, stage.widths(config))
 
 
 def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:

@@ -132,7 +132,15 @@ class Architecture:
         Raises:
             UserError: says what is possible.
         """
-        self._pruned(config, range(widths.layers), widths)
+        self.narrowed(config, widths)
+
+    def narrowed(self, config: Config, widths: Widths) -> Config:
+        """A copy of `config` with other widths, its first layers.
+
+        Raises:
+            UserError: the family's config cannot state them.
+        """
+        return self._pruned(config, range(widths.layers), widths)
 
     def pruned_config(self, config: Config, plan: Kept) -> Config:
         """A copy of `config` that describes the model after `plan`, so that a plain reload builds exactly that.

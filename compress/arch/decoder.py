@@ -74,7 +74,7 @@ def read_shape(config: Config) -> Shape:
 
 def layer_tensors(variant: Variant, config: Config, shape: Shape) -> dict[str, Axes]:
     """Layout of every parameter of one layer (nn.Linear weights are [out, in])."""
-    query = Axis("heads", unit=shape.queries * shape.head_dim)
+    query = Axis("query_heads", unit=shape.head_dim)
     value = Axis("heads", unit=shape.head_dim)
     tensors: dict[str, Axes] = {
         "input_layernorm.weight": (HIDDEN,),
@@ -101,11 +101,11 @@ def layer_tensors(variant: Variant, config: Config, shape: Shape) -> dict[str, A
 
 def write_widths(config: Config, shape: Shape, widths: Widths) -> None:
     """State new widths in `config`, in place."""
-    if (widths.heads, widths.hidden) != (shape.kv_heads, shape.hidden):
+    if (widths.heads, widths.query_heads, widths.hidden) != (shape.kv_heads, shape.queries, shape.hidden):
         config.head_dim = shape.head_dim
     config.hidden_size = widths.hidden
     config.intermediate_size = widths.mlp
-    config.num_attention_heads = widths.heads * shape.queries
+    config.num_attention_heads = widths.all_query_heads
     config.num_key_value_heads = widths.heads
 
 

@@ -52,7 +52,7 @@ class Form:
     @property
     def heads(self) -> int:
         """Query heads."""
-        return self.widths.heads * self.shape.queries
+        return self.widths.all_query_heads
 
     @property
     def queries(self) -> int:

@@ -102,6 +102,7 @@ def row(name: str, stage: Any, effect: Effect, base: Mapping[str, int], known: M
     highest = max(peaks, key=lambda phase: peaks[phase].host)
     seconds = {phase.name: seconds_of(phase, known) for phase in effect.phases}
     total = sum(seconds.values())
+    training = sum(taken for part, taken in seconds.items() if part.startswith("training"))
     return {
         "name": name,
         "kind": stage.kind,
@@ -116,7 +117,7 @@ def row(name: str, stage: Any, effect: Effect, base: Mapping[str, int], known: M
         "seconds": total,
         "seconds_by_part": seconds,
         "train_tokens": effect.train_tokens,
-        "tokens_per_second": effect.train_tokens / seconds["training"] if effect.train_tokens else 0.0,
+        "tokens_per_second": effect.train_tokens / training if effect.train_tokens else 0.0,
         "by_general_rule": effect.by_general_rule,
     }
 

@@ -66,6 +66,37 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
     return Effect(form, (fit, _write(form)))
 
 
+def in_steps(stage: Any, form: Form, world: World) -> Effect:
+    """Prune, compensate and heal, once a step; every step as if it had the last one's widths."""
+    parts = [part for part in (stage.prune, stage.compensate, stage.part(stage.steps)) if part is not None]
+    return repeated(parts, form, world, [f"step {step + 1}" for step in range(stage.steps)])
+
+
+def search(stage: Any, form: Form, world: World) -> Effect:
+    """Prune, compensate, heal briefly, and two passes of two models over what candidates are judged on."""
+    possible, _ = stage.possible(form.config)
+    after, phases, tokens = form, list[Phase](), 0
+    for name, (prune_stage, _) in possible.items():
+        parts = [part for part in (prune_stage, stage.compensate, stage.trial()) if part is not None]
+        effect = repeated(parts, form, world, [name])
+        work = 2 * (forward(form, stage.judge_tokens, WINDOW) + forward(effect.form, stage.judge_tokens, WINDOW))
+        judged = Phase(f"judging, {name}", walk_terms(form), form.bytes + effect.form.bytes, work)
+        after, phases, tokens = effect.form, [*phases, *effect.phases, judged], tokens + effect.train_tokens
+    return Effect(after, tuple(phases), tokens)
+
+
+def repeated(parts: list[Any], form: Form, world: World, rounds: list[str]) -> Effect:
+    """Stages one after the other, in every round from the start."""
+    after, phases, tokens = form, list[Phase](), 0
+    for name in rounds:
+        after = form
+        for part in parts:
+            effect = effect_of(part, after, world)
+            after, tokens = effect.form, tokens + effect.train_tokens
+            phases += [replace(phase, name=f"{phase.name}, {name}") for phase in effect.phases]
+    return Effect(after, tuple(phases), tokens)
+
+
 def distill(stage: Any, form: Form, world: World) -> Effect:
     """Full fine-tuning against the original; embedding and head stay as they are unless told otherwise."""
     trained = form.count() if stage.embeddings else form.count("linear", "other")
@@ -130,6 +161,8 @@ def general(stage: Any, form: Form, world: World) -> Effect:
 STAGES: dict[str, Rule] = {
     "prune": prune,
     "compensate": compensate,
+    "prune_in_steps": in_steps,
+    "prune_search": search,
     "distill": distill,
     "nf4": post_training,
     "int8": post_training,

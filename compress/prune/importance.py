@@ -1,24 +1,35 @@
 """How important a group is, from statistics of a few calibration batches. Higher is more important.
 
-Symbols: x_j the activation of feature j (an MLP neuron, an entry of a head's output, a residual channel); W_out the
-projection that reads the features, [out, features]; W_in a projection that computes them, [features, in]. Weights are
+Symbols: x_j the activation of feature j (an MLP neuron, an entry of a head's output, a residual channel as a norm puts
+it out); W_out a projection that reads the features, [out, features]; m_j a factor on x_j, one everywhere. Weights are
 in nn.Linear's orientation (transpose a Conv1D's). All results are fp32 (norms of bf16 would lose ties).
 
     activation   ||x_j||: mean of |x_j| over the sequence, L2 over the batch     Minitron, arXiv 2407.14679, section 2.2
-    weighted     ||x_j|| * ||W_out[:, j]|| (+ ||W_in[j] * ||z|| ||)              Wanda's |W| * ||x||, arXiv 2306.11695,
+    wanda        ||x_j|| * ||W_out[:, j]||, x_j over all tokens                  Wanda's |W| * ||x||, arXiv 2306.11695,
                                                                                  section 3, as norms over a structure
-    magnitude    sqrt(||W_out[:, j]||^2 + sum ||W_in[j]||^2)                     the data-free baseline
+    taylor       sqrt(E[(dL/dm_j)^2]), dL/dm_j = sum_t x_tj dL/dx_tj             arXiv 1906.10771, section 3.2
+    magnitude    ||all weights that go with j||                                  the data-free baseline
     random       uniform, seeded                                                 the floor every method must beat
+
+For layers:
+
     influence    1 - E[cos(layer's input, layer's output)]                       ShortGPT, arXiv 2403.03853, section 3
+    angular      E[arccos cos(x_l, x_{l+n})] / pi, the block of n layers that    arXiv 2403.17887, section 3.2
+                 turns the stream least goes
+    perplexity   loss of the text without the layer, greedily one by one         SLEB, arXiv 2402.09025, section 3.3
+                 (`removal`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+
+if TYPE_CHECKING:
+    from compress.arch import Axis
 
 
 def activation_energy(activations: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -48,42 +59,40 @@ def activation(energy: Tensor) -> Tensor:
     return energy.float().sqrt()
 
 
-def weighted(
-    norm: Tensor, out_weight: Tensor, in_weights: Sequence[Tensor] = (), in_norm: Tensor | None = None
-) -> Tensor:
-    """Weight times activation: what the features contribute to the projection that reads them.
+def wanda(square: Tensor, column: Tensor) -> Tensor:
+    """Weight times activation: the size of what the features contribute to the projection that reads them.
 
     Wanda (arXiv 2306.11695, section 3) scores a weight |W_ij| * ||x_j||; over the column that goes with feature j, the
-    L2 norm of those scores is ||x_j|| * ||W_out[:, j]||. For an MLP the rows of the projections that compute the
-    feature (gate and up) go with it and add theirs.
+    L2 norm of those scores is ||x_j|| * ||W_out[:, j]||.
 
     Args:
-        norm: [features], norm of each feature's activation.
-        out_weight: [out, features].
-        in_weights: [features, in] each.
-        in_norm: [in], norm of what `in_weights` read; default: ones.
+        square: [features], sum of x_j^2 over all tokens.
+        column: [features], norms of the columns of W_out.
 
     Returns:
         [features], fp32.
     """
-    score: Tensor = norm.float() * vector_norm(out_weight.float(), dim=0)
-    for weight in in_weights:
-        rows = weight.float() if in_norm is None else weight.float() * in_norm.float()
-        score = score + vector_norm(rows, dim=1)
-    return score
+    return square.float().sqrt() * column.float()
 
 
-def magnitude(out_weight: Tensor, in_weights: Sequence[Tensor] = ()) -> Tensor:
-    """L2 norm of all weights that removing a feature removes: [features], fp32.
+def taylor(energy: Tensor) -> Tensor:
+    """First-order Taylor importance [groups] from the sum over windows of (dL/dm)^2."""
+    return energy.float().sqrt()
+
+
+def group_squares(tensor: Tensor, axis: Axis, dim: int, groups: int) -> Tensor:
+    """Sum of squares of the slices that go with each group along one dimension of a tensor: [groups], fp32.
 
     Args:
-        out_weight: [out, features].
-        in_weights: [features, in] each.
+        tensor: any parameter.
+        axis: layout of dimension `dim`.
+        dim: the dimension.
+        groups: how many there are.
     """
-    squared = out_weight.float().square().sum(dim=0)
-    for weight in in_weights:
-        squared = squared + weight.float().square().sum(dim=1)
-    return squared.sqrt()
+    others = [d for d in range(tensor.dim()) if d != dim]
+    squares = tensor.float().square()
+    rows: Tensor = squares.sum(others) if others else squares
+    return rows.view(axis.blocks, groups, axis.unit).sum((0, 2))
 
 
 def random(groups: int, seed: int) -> Tensor:
@@ -112,3 +121,16 @@ def by_group(scores: Tensor, groups: int) -> Tensor:
         raise ValueError(f"{scores.shape[-1]} features do not divide into {groups} groups")
     gathered: Tensor = vector_norm(scores.float().reshape(*scores.shape[:-1], groups, -1), dim=-1)
     return gathered
+
+
+def contiguous(distances: Tensor, block: int) -> Tensor:
+    """Importance of layers under which the best block of neighbours goes: [layers].
+
+    Args:
+        distances: [layers - block + 1], angular distance of what enters and what leaves the block that begins there.
+        block: layers in it.
+    """
+    scores = torch.ones(len(distances) + block - 1)
+    start = int(distances.argmin())
+    scores[start : start + block] = 0
+    return scores

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from compress.report import format as form
+from compress.report import shapes
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -28,6 +29,8 @@ def render(report: Mapping[str, Any]) -> str:
         f"The artifact takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
         + (f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else ".")
     )
+    for shown in shapes.tables(report):
+        parts.append(f"## {shown.title}\n\n" + table(shown.header, shown.rows) + f"\n\n{shown.note}")
     if rows := form.predicted_rows(report):
         parts.append(
             "## Predicted and measured\n\n" + table(form.PREDICTED_HEADER, rows) + f"\n\n{form.PREDICTED_NOTE}"

@@ -102,6 +102,35 @@ def test_too_short_text(model: Path, tmp_path: Path, cache: Path) -> None:
         compress.run(tiny_run("nf4", model, text, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("pipeline", ["prune_heal", "prune_iterative", "prune_search"])
+def test_too_short_to_train_on_is_said_before_the_work(pipeline: str, model: Path, tmp_path: Path, cache: Path) -> None:
+    """Enough to measure on in all, but no document of a training window's size."""
+    text = tmp_path / "rows.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Row {i} says little of note."}) + "\n" for i in range(400)))
+    with pytest.raises(UserError, match=r"(?s)training text is too short.*train\.length"):
+        compress.run(tiny_run(pipeline, model, text, tmp_path / "out", "train.length=1000"))
+    assert not list((cache / "store").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["stages.prune.mlp=0.001"], "leaves nothing"),
+        (["stages.prune.query_heads=0.3"], "query heads of each KV group"),
+        (["stages.prune.bytes=1000"], "bytes=1000 cannot be reached"),
+        (["stages.prune.latency=2"], "latency=2"),
+        (["stages.prune.bytes=300000", "stages.prune.latency=0.5"], "two goals at once"),
+        (["stages.prune.importance=guess"], "importance"),
+    ],
+)
+def test_cuts_that_cannot_be(
+    more: list[str], problem: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        compress.run(tiny_run("prune_heal", model, text_file, tmp_path / "out", *more))
+    assert not list((cache / "store").rglob("*.safetensors"))
+
+
 def test_heads_that_the_groups_forbid(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
     more = ["stages.prune.keep=null", "stages.prune.heads=0.3"]
     with pytest.raises(UserError, match="KV groups"):

@@ -123,7 +123,7 @@ def test_nothing_of_the_given_config_is_changed() -> None:
 def test_sizes_are_tried_from_small_to_whole() -> None:
     from compress.preflight import _sizes
 
-    full = Widths(layers=5, mlp=4096, heads=8, hidden=2048)
+    full = Widths(layers=5, mlp=4096, heads=8, hidden=2048, query_heads=1)
     tried = list(_sizes(full))
     assert [kept.widths.layers for kept in tried] == [2, 2, 4, 4, 5, 5]
     assert tried[-1].widths == full and SimpleNamespace(**vars(tried[0])).widths.hidden <= 512

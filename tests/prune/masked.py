@@ -38,10 +38,8 @@ def masked(model: Any, plan: Plan) -> Any:
         neurons = model.get_submodule(modules.neurons(layer))
         out = model.get_submodule(modules.head_outputs(layer))
         size = out.weight.numel() // width  # entries of all heads together
-        queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
-        kept_heads = [head for head in range(heads) if head // queries in plan.heads[layer]]
         head_dim = size // heads
-        kept_entries = [head * head_dim + entry for head in kept_heads for entry in range(head_dim)]
+        kept_entries = [head * head_dim + entry for head in plan.query_heads[layer] for entry in range(head_dim)]
         neurons.register_forward_pre_hook(_read(_mask(plan.mlp[layer], neurons.weight.numel() // width)))
         out.register_forward_pre_hook(_read(_mask(kept_entries, size)))
         writers += [modules.neurons(layer), modules.head_outputs(layer)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compress.arch import Axis
 from compress.prune import importance
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -31,21 +32,24 @@ def test_padding_does_not_count():
     assert importance.activation_energy(x, torch.zeros(2, 6)).tolist() == [0.0] * 4
 
 
-def test_weighted_is_the_norm_of_wanda_scores_of_what_goes():
-    x, out, gate, up, z = randn(4).abs(), randn(6, 4), randn(4, 5), randn(4, 5), randn(5).abs()
-    torch.testing.assert_close(importance.weighted(x, out), (out.abs() * x).square().sum(0).sqrt())
-    rows = [(weight.abs() * z).square().sum(1).sqrt() for weight in (gate, up)]
-    expected = importance.weighted(x, out) + rows[0] + rows[1]
-    torch.testing.assert_close(importance.weighted(x, out, (gate, up), z), expected)
-    # what a neuron that never fires, or whose column is zero, contributes downstream is nothing
-    x[2], out[:, 1] = 0, 0
-    assert importance.weighted(x, out)[[1, 2]].tolist() == [0, 0]
+def test_wanda_is_the_norm_of_the_scores_of_a_column():
+    x, out = randn(5, 7, 4), randn(6, 4)
+    norms = x.flatten(0, 1).norm(dim=0)
+    expected = (out.abs() * norms).square().sum(0).sqrt()
+    torch.testing.assert_close(importance.wanda(x.square().sum((0, 1)), out.norm(dim=0)), expected)
 
 
-def test_magnitude_is_the_norm_of_all_weights_that_go():
-    out, gate = randn(6, 4), randn(4, 5)
-    expected = [torch.cat([out[:, j], gate[j]]).norm() for j in range(4)]
-    torch.testing.assert_close(importance.magnitude(out, (gate,)), torch.stack(expected))
+def test_squares_follow_the_layout():
+    weight = randn(3, 12)
+    axis = Axis("heads", blocks=3, unit=2)  # query, key and value of two heads
+    found = importance.group_squares(weight, axis, 1, 2)
+    first = weight[:, [0, 1, 4, 5, 8, 9]].square().sum()
+    torch.testing.assert_close(found, torch.stack([first, weight.square().sum() - first]))
+
+
+def test_the_best_block_goes():
+    scores = importance.contiguous(torch.tensor([0.3, 0.1, 0.2]), 2)
+    assert scores.tolist() == [1, 0, 0, 1]
 
 
 def test_random_is_seeded():
@@ -66,7 +70,7 @@ def test_groups_gather_neighbours():
 
 def test_scores_are_fp32():
     half = randn(4, 4).bfloat16()
-    assert importance.weighted(half[0], half, (half,)).dtype is torch.float32
-    assert importance.magnitude(half).dtype is torch.float32
+    assert importance.wanda(half[0], half[1].abs()).dtype is torch.float32
+    assert importance.group_squares(half, Axis("mlp"), 0, 4).dtype is torch.float32
     assert importance.activation_energy(half[None]).dtype is torch.float32
     assert importance.by_group(half, 2).dtype is torch.float32

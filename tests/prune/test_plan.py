@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from compress.arch import FAMILIES, Shape, Widths, adapter_for
 from compress.errors import UserError
-from compress.prune.plan import Plan, PruneTarget, Scores, select, solve
+from compress.prune.plan import Plan, Scores, compose, select
+from compress.prune.target import PruneTarget, solve
 from tests.models import tiny
 
 # SmolLM2-135M, the default model
@@ -49,7 +50,7 @@ def test_mlp_width_comes_as_close_as_the_multiple_allows(keep, share):
 
 def test_the_default_splits_the_removal_between_depth_and_width():
     widths = solve(SHAPE, PruneTarget(keep=0.85), count)
-    assert widths == Widths(layers=28, mlp=1344, heads=3, hidden=576)
+    assert widths == Widths(layers=28, mlp=1344, heads=3, hidden=576, query_heads=3)
     by_depth = 1 - kept(replace(SHAPE.widths, layers=widths.layers))
     assert by_depth == pytest.approx(0.075, abs=1 / 60)  # half of 15%, to half a layer
 
@@ -64,8 +65,9 @@ def test_every_kind_bears_its_share():
 
 def test_explicit_fractions_stand_and_keep_takes_the_rest():
     assert solve(SHAPE, PruneTarget(keep=None, layers=0.9, mlp=0.75, heads=0.67, hidden=0.89), count) == Widths(
-        layers=27, mlp=1152, heads=2, hidden=512
+        layers=27, mlp=1152, heads=2, hidden=512, query_heads=3
     )
+    assert solve(SHAPE, PruneTarget(keep=None, query_heads=0.67), count) == replace(SHAPE.widths, query_heads=2)
     widths = solve(SHAPE, PruneTarget(keep=0.8, layers=0.9), count)
     assert widths.layers == 27
     assert kept(widths) == pytest.approx(0.8, abs=0.015)
@@ -87,6 +89,7 @@ def test_explicit_fractions_stand_and_keep_takes_the_rest():
         ({"keep": None, "layers": 0.01}, "leaves nothing"),
         ({"keep": None, "mlp": 0.01}, "leaves nothing"),
         ({"keep": None, "heads": 0.5}, "1.50 of 3 KV groups.*\n.*0.333, 0.667, 1 "),
+        ({"keep": None, "query_heads": 0.5}, "1.50 of 3 query heads of each KV group; every group keeps as many"),
         ({"keep": None, "mlp": 0.99}, "nothing would be cut.*\n.*1472"),
         ({"keep": 0.05, "share": {"mlp": 1.0}}, "nearest is 0.281"),
         ({"keep": 0.99, "multiple": 512}, "nearest is 1.000"),
@@ -115,6 +118,14 @@ def test_solving_is_exact_for_every_family(family):
 
 SMALL = Shape(layers=3, hidden=4, heads=4, kv_heads=2, head_dim=8, mlp=4, vocab=10, tied=True)
 
+PLAN = Plan(
+    layers=(0, 2),
+    mlp=((1, 3), (0, 1), (0, 1)),
+    heads=((1,), (0,), (0,)),
+    query_heads=((2, 3), (0, 1), (0, 1)),
+    hidden=(1, 2),
+)
+
 
 def test_select_keeps_the_most_important_per_layer_and_breaks_ties_by_index():
     scores = Scores(
@@ -123,9 +134,9 @@ def test_select_keeps_the_most_important_per_layer_and_breaks_ties_by_index():
         heads=torch.tensor([[0.0, 1], [1, 0], [2, 2]]),
         hidden=torch.tensor([1.0, 3, 3, 3]),
     )
-    plan = select(scores, SMALL, Widths(layers=2, mlp=2, heads=1, hidden=2))
-    assert plan == Plan(layers=(0, 2), mlp=((1, 3), (0, 1), (0, 1)), heads=((1,), (0,), (0,)), hidden=(1, 2))
-    assert plan.widths == Widths(layers=2, mlp=2, heads=1, hidden=2)
+    plan = select(scores, SMALL, Widths(layers=2, mlp=2, heads=1, hidden=2, query_heads=2))
+    assert plan == PLAN
+    assert plan.widths == Widths(layers=2, mlp=2, heads=1, hidden=2, query_heads=2)
     assert select(scores, SMALL, SMALL.widths) == select(Scores(), SMALL, SMALL.widths) == Plan.full(SMALL)
 
 
@@ -138,8 +149,7 @@ def test_select_refuses_scores_that_do_not_fit():
 
 
 def test_plan_round_trips_through_json():
-    plan = Plan(layers=(0, 2), mlp=((1, 3), (0, 1), (0, 1)), heads=((1,), (0,), (0,)), hidden=(1, 2))
-    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_json(PLAN.to_json()) == PLAN
     with pytest.raises(ValueError, match="not a plan"):
         Plan.from_json("[]")
 
@@ -157,6 +167,52 @@ def test_plan_round_trips_through_json():
     ],
 )
 def test_broken_plans_are_refused(broken):
-    plan = Plan(layers=(0, 2), mlp=((1, 3), (0, 1), (0, 1)), heads=((1,), (0,), (0,)), hidden=(1, 2))
     with pytest.raises(ValueError):
-        replace(plan, **broken)
+        replace(PLAN, **broken)
+
+
+def test_query_heads_are_chosen_within_the_groups_that_stay():
+    shape = replace(SMALL, heads=6)  # three query heads in each of two groups
+    score = torch.tensor([[1.0, 3, 2, 9, 9, 0], [0, 0, 1, 5, 4, 6], [1, 1, 1, 2, 2, 2]])
+    widths = replace(shape.widths, query_heads=2)
+    plan = select(Scores(query_heads=score), shape, widths)
+    assert plan.query_heads == ((1, 2, 3, 4), (0, 2, 3, 5), (0, 1, 3, 4))
+    one_group = select(
+        Scores(query_heads=score, heads=torch.tensor([[0.0, 1], [1, 0], [1, 0]])), shape, replace(widths, heads=1)
+    )
+    assert one_group.query_heads == ((3, 4), (0, 2), (0, 1)) and one_group.widths == replace(widths, heads=1)
+    with pytest.raises(ValueError, match="query heads need finite scores"):
+        select(Scores(), shape, widths)
+
+
+def test_a_group_that_keeps_no_query_head_is_no_plan():
+    with pytest.raises(ValueError, match="3 query heads for 2"):
+        replace(Plan.full(SMALL), query_heads=((0, 1, 2),) * 3)
+
+
+def test_two_cuts_are_one_plan():
+    shape = replace(SMALL, layers=4, mlp=8, hidden=6, heads=6, kv_heads=3)
+    everything = Plan.full(shape)
+    first = replace(
+        everything,
+        layers=(0, 2, 3),
+        mlp=((0, 2, 4, 6), (0, 1, 2, 3), (1, 3, 5, 7), (4, 5, 6, 7)),
+        heads=((0, 2), (0, 1), (1, 2), (0, 1)),
+        query_heads=((0, 1, 4, 5), (0, 1, 2, 3), (2, 3, 4, 5), (0, 1, 2, 3)),
+        hidden=(1, 2, 4, 5),
+    )
+    then = Plan(
+        layers=(0, 2),
+        mlp=((1, 3), (0, 1), (2, 3)),
+        heads=((1,), (0,), (0,)),
+        query_heads=((3,), (0,), (1,)),
+        hidden=(0, 3),
+    )
+    both = compose(first, then)
+    assert both.layers == (0, 3) and both.hidden == (1, 5)
+    assert both.mlp[0] == (2, 6) and both.mlp[3] == (6, 7)
+    assert both.heads[0] == (2,) and both.query_heads[0] == (5,)
+    assert both.heads[3] == (0,) and both.query_heads[3] == (1,)
+    assert both.widths == then.widths and len(both.mlp) == 4
+    assert compose(everything, first).widths == first.widths
+    assert compose(everything, first) == first

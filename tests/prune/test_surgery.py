@@ -15,10 +15,14 @@ from compress.prune.surgery import entries, prune_tensor
 from tests.models import VARIANTS, save, tiny
 from tests.prune.masked import masked, prune_folder
 
-CUTS = ("mlp", "heads", "hidden", "heads+hidden", "layers", "all")
-# GPT-2 and NeoX cannot state a head size (refused, see tests/arch)
+CUTS = ("mlp", "heads", "query_heads", "hidden", "heads+hidden", "layers", "all")
+# GPT-2 and NeoX cannot state a head size (refused, see tests/arch); without groups a query head is a group
 POSSIBLE = [
-    (name, cut) for name in VARIANTS for cut in CUTS if not (name.startswith("gpt") and cut in ("heads", "hidden"))
+    (name, cut)
+    for name in VARIANTS
+    for cut in CUTS
+    if not (name.startswith("gpt") and cut in ("heads", "query_heads", "hidden"))
+    and not (name == "llama-no_gqa" and cut == "query_heads")
 ]
 IDS = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(1))  # well beyond the window of 5
 
@@ -36,6 +40,21 @@ def make_plan(config, cut, seed=0):
         plan = replace(plan, mlp=tuple(some(shape.mlp // 2, shape.mlp) for _ in plan.mlp))
     if cut in ("heads", "heads+hidden", "all"):
         plan = replace(plan, heads=tuple(some(shape.kv_heads // 2, shape.kv_heads) for _ in plan.heads))
+    if "heads" in cut or cut == "all":
+        fewer = cut == "query_heads" or (cut == "all" and shape.queries > 1)
+        keep = shape.queries // 2 if fewer else shape.queries
+        chosen = [[some(keep, shape.queries) for _ in groups] for groups in plan.heads]
+        plan = replace(
+            plan,
+            query_heads=tuple(
+                tuple(
+                    group * shape.queries + query
+                    for group, queries in zip(groups, picked, strict=True)
+                    for query in queries
+                )
+                for groups, picked in zip(plan.heads, chosen, strict=True)
+            ),
+        )
     if cut in ("hidden", "heads+hidden", "all"):
         plan = replace(plan, hidden=some(shape.hidden // 2, shape.hidden))
     if cut in ("layers", "all"):

@@ -74,7 +74,7 @@ def full() -> dict[str, Any]:
         "kept_fraction": 0.8493,
         "dropped_layers": [4],
         "layer_influence": [0.45, 0.2, 0.15, 0.12, 0.06, 0.3],
-        "plan": {"layers": [0, 1, 2, 3, 5], "heads": [[0, 1], [0, 2], [1, 2], [0, 1], [1, 2]]},
+        "plan": {"layers": [0, 1, 2, 3, 5], "heads": [[0, 1], [0, 2], [1, 2], [0, 1], [0, 1], [1, 2]]},
     }
     names = [f"model.layers.{layer}.{name}" for layer in range(LAYERS) for name in PROJECTIONS]
     rounded = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.report import format as form
+from compress.report import shapes
 from compress.report.html import charts, errors
 from compress.report.html.drawing import SECOND
 from compress.report.html.markup import (
@@ -21,14 +22,23 @@ from compress.report.html.markup import (
 )
 from compress.report.html.places import places
 
-WIDTHS = {"layers": "layers", "mlp": "MLP neurons", "heads": "KV groups", "hidden": "hidden channels"}
+WIDTHS = {
+    "layers": "layers",
+    "mlp": "MLP neurons",
+    "heads": "KV groups",
+    "query_heads": "query heads per group",
+    "hidden": "hidden channels",
+}
 LOOP = 0.3
 """From this share of repeated 4-grams on, an answer is marked as going in circles."""
 
 
 def inside(report: Mapping[str, Any]) -> str:
     """Per-layer charts of every stage that says something about layers."""
-    parts = []
+    parts = [
+        f"<h3>{esc(shown.title)}</h3>" + table(shown.title, shown.header, shown.rows) + paragraph(shown.note, "note")
+        for shown in shapes.tables(report)
+    ]
     for index, stage in enumerate(report["stages"]):
         if "widths" in stage["details"]:
             parts.append(pruning(index, stage))
@@ -87,7 +97,8 @@ def pruning(index: int, stage: Mapping[str, Any]) -> str:
 
 def kept_groups(plan: Mapping[str, Any]) -> dict[int, list[int]]:
     """Layer of the original -> KV groups that stayed in it; a dropped layer is left out."""
-    return dict(zip(plan.get("layers", ()), plan.get("heads", ()), strict=False))
+    heads = plan.get("heads", ())
+    return {layer: heads[layer] for layer in plan.get("layers", ())}
 
 
 def answers(report: Mapping[str, Any]) -> str:

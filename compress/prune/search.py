@@ -1,0 +1,119 @@
+"""A search over shapes: several ways to meet one budget, each compensated and healed briefly; the best one stays.
+
+Which kind of group should bear the removal differs from model to model, and what a shape is worth shows only after some
+healing (Minitron, arXiv 2407.14679, section 4: candidates change ranks within about 300 steps). Candidates are judged
+by their KL to the original on the end of the calibration text, which nothing trains on and no report measures on.
+What comes out is the winner as compensation left it: the stage after this one heals it in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compress.stage import DENSE, PRUNED, TEACHER, TEXT, Context, Metrics
+
+if TYPE_CHECKING:
+    from compress.arch import Widths
+    from compress.checkpoint import Checkpoint
+
+
+def usual_shares() -> dict[str, dict[str, float]]:
+    """Name -> what part of the removal each kind bears."""
+    return {
+        "width": {"mlp": 1.0},
+        "depth": {"layers": 1.0},
+        "mostly_width": {"layers": 0.22, "mlp": 0.78},
+        "half_each": {"layers": 0.5, "mlp": 0.5},
+        "residual_too": {"hidden": 0.5, "mlp": 0.5},
+    }
+
+
+@dataclass
+class PruneSearch:
+    """Tries several shapes and keeps the one that heals best."""
+
+    prune: Any = None
+    """The budget; its `share` is set by each candidate."""
+    compensate: Any = None
+    """After every cut; null for none."""
+    heal: Any = None
+    """The training of which each candidate gets a part before it is judged."""
+    brief: float = 0.15
+    """That part, as a fraction of its tokens."""
+    candidates: dict[str, dict[str, float]] = field(default_factory=usual_shares)
+    """Name -> what part of the removal each kind bears; null drops one."""
+    judge_tokens: int = 8192
+    """Tokens candidates are judged on."""
+
+    kind: ClassVar[str] = "prune_search"
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
+    gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
+    takes: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
+
+    def __post_init__(self) -> None:
+        from compress.errors import UserError
+
+        if self.prune is None or self.heal is None:
+            raise UserError("a search needs both `prune` and `heal`.", "Take prune=search as it comes.")
+        if not 0 < self.brief <= 1:
+            raise UserError(f"brief={self.brief} is a fraction of the training's tokens: above 0 and at most 1.")
+        if self.judge_tokens < 1:
+            raise UserError(f"judge_tokens={self.judge_tokens} must be at least 1.")
+        for share in self.candidates.values():
+            replace(self.prune, share=share)  # refuses kinds there are not
+
+    def possible(self, config: Any) -> tuple[dict[str, tuple[Any, Widths]], dict[str, str]]:
+        """Candidates that meet the budget with their stage and widths, and why the others do not.
+
+        Two names for one shape are one candidate.
+        """
+        from compress.errors import UserError
+
+        found: dict[str, tuple[Any, Widths]] = {}
+        refused: dict[str, str] = {}
+        for name, share in self.candidates.items():
+            stage = replace(self.prune, share=share)
+            try:
+                widths = stage.widths(config)
+            except UserError as error:
+                refused[name] = error.problem
+                continue
+            same = next((other for other, (_, known) in found.items() if known == widths), None)
+            if same is None:
+                found[name] = stage, widths
+            else:
+                refused[name] = f"the same shape as {same}"
+        return found, refused
+
+    def widths(self, config: Any) -> Widths:
+        """The first candidate's: before the search nobody knows which one wins."""
+        possible, _ = self.possible(config)
+        return next(iter(possible.values()))[1]
+
+    def check(self, config: Any) -> None:
+        """Refuse a budget that no candidate meets."""
+        from compress.errors import UserError
+
+        possible, refused = self.possible(config)
+        if not possible:
+            told = "; ".join(f"{name}: {why}" for name, why in refused.items())
+            raise UserError(f"no candidate meets the budget ({told}).", "Give another keep, or other candidates.")
+
+    def check_teacher(self, config: Any, teacher: Any) -> None:
+        """As compensation does."""
+        if self.compensate is not None:
+            self.compensate.check_teacher(config, teacher)
+
+    def trial(self) -> Any:
+        """The brief healing of one candidate."""
+        train = self.heal.train
+        return replace(self.heal, train=replace(train, tokens=max(1, round(self.brief * train.tokens))))
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Try them all."""
+        from compress.prune.contest import run_search
+
+        return run_search(checkpoint, self, context)

@@ -1,0 +1,186 @@
+"""How wide the pruned model is: `PruneTarget` (what the user asks for) -> `solve` -> `Widths`.
+
+Depth, heads and residual channels come in coarse steps, MLP neurons in fine ones. So the coarse kinds are set first,
+each to bear its share of the removal, and the MLP width is then solved so that the fraction kept comes closest to the
+one asked for. What is counted (parameters, bytes, time) is the caller's choice. That width beats depth at equal
+parameters is Minitron's finding (arXiv 2407.14679, section 4); depth is the faster cut. The shares are the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from compress.arch.shape import KINDS, Kind, Shape, Widths
+from compress.errors import UserError
+
+Count = Callable[[Widths], float]  # what a model of these widths takes: parameters, bytes or time
+
+
+@dataclass(frozen=True)
+class PruneTarget:
+    """How much stays. All fractions are fractions *kept*, in (0, 1].
+
+    Attributes:
+        keep: of what is counted, by default the non-embedding parameters (layers and final norm). None: only the
+            explicit fractions below count.
+        layers, mlp, heads, query_heads, hidden: of the groups of one kind; None leaves that kind to `keep` and `share`.
+        share: the part of the removal each kind bears, relative to the others; a kind not named is not cut.
+        multiple: MLP and residual widths are multiples of this (4-bit blocks and matrix tiles fit then).
+        tolerance: how far the fraction reached may be from `keep` before the target is refused.
+        at_most: never more than `keep`, rather than nearest to it.
+        asked: what the user typed for `keep`, where it is not that.
+
+    Raises:
+        UserError: fractions out of range, or nothing asked for.
+    """
+
+    keep: float | None = 0.85
+    layers: float | None = None
+    mlp: float | None = None
+    heads: float | None = None
+    query_heads: float | None = None
+    hidden: float | None = None
+    share: Mapping[Kind, float] = field(default_factory=lambda: {"layers": 0.5, "mlp": 0.5})
+    multiple: int = 64
+    tolerance: float = 0.02
+    at_most: bool = False
+    asked: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("keep", *KINDS):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(
+                    f"`{name}` is the fraction that stays, above 0 and at most 1; {value} was given.",
+                    f"To remove 15%, give {name}=0.85.",
+                )
+        if self.keep is None and not self.explicit:
+            raise UserError("Nothing says how much to keep.", "Give keep=0.85, or the fraction of one kind: mlp=0.8.")
+        unknown = sorted(set(self.share) - set(KINDS))
+        if unknown or any(not 0 <= part < float("inf") for part in self.share.values()):
+            raise UserError(
+                f"`share` says what part of the removal each of {', '.join(KINDS)} bears, each at least 0; "
+                f"{dict(self.share)} was given.",
+                "For example share.layers=0.5 share.mlp=0.5.",
+            )
+        if self.multiple < 1:
+            raise UserError(f"`multiple` must be at least 1; {self.multiple} was given.", "The default is multiple=64.")
+
+    @property
+    def explicit(self) -> dict[Kind, float]:
+        """The fractions kept that are stated outright."""
+        stated = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: fraction for kind, fraction in stated.items() if fraction is not None}
+
+
+def solve(shape: Shape, target: PruneTarget, count: Count) -> Widths:
+    """The widths that meet a target.
+
+    Args:
+        shape: of the dense model.
+        target: what to keep.
+        count: of given widths, for instance `Architecture.non_embedding_parameters`; wider is never less.
+
+    Raises:
+        UserError: a fraction leaves nothing or does not fall on whole KV groups, or `keep` cannot be reached; says what
+            is possible and what is nearest.
+    """
+    full = widths = shape.widths
+    for kind, fraction in target.explicit.items():
+        widths = _with(widths, kind, _explicit(kind, fraction, full.of(kind), target.multiple))
+    if target.keep is None:
+        return widths
+    goal = target.keep * count(full)
+    shares = {kind: target.share.get(kind, 0.0) for kind in KINDS if kind not in target.explicit}
+    to_remove, whole = max(count(widths) - goal, 0.0), sum(shares.values())
+    order: tuple[Kind, ...] = ("layers", "heads", "query_heads", "hidden", "mlp")
+    cut = [kind for kind in order if shares.get(kind, 0.0) > 0]
+    for kind in cut:
+        # MLPs, the finest, take whatever the kinds before them have left
+        here = goal if kind == "mlp" else count(widths) - to_remove * shares[kind] / whole
+        last = kind == cut[-1]
+        widths = _nearest(widths, kind, here, target, count, last)
+    reached = count(widths) / count(full)
+    above = 0.0 if target.at_most else target.tolerance
+    if not -target.tolerance <= reached - target.keep <= above or (target.keep < 1 and widths == full):
+        raise _unreachable(target, full, widths, reached)
+    return widths
+
+
+MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
+
+
+def solve_coarsest(shape: Shape, target: PruneTarget, count: Count) -> Widths:
+    """`solve` at the largest of `MULTIPLES` that meets the target: a small model may be too narrow for steps of 64.
+
+    Raises:
+        UserError: not even steps of one meet it.
+    """
+    for multiple in MULTIPLES:
+        try:
+            return solve(shape, replace(target, multiple=multiple), count)
+        except UserError:
+            if multiple == MULTIPLES[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _with(widths: Widths, kind: Kind, groups: int) -> Widths:
+    return replace(widths, **{kind: groups})
+
+
+def _choices(kind: Kind, full: int, multiple: int) -> list[int]:
+    """The counts a kind can have, ascending: whole layers and KV groups, widths in multiples; or uncut."""
+    step = multiple if kind in ("mlp", "hidden") else 1
+    return [*range(step, full, step), full]
+
+
+def _nearest(widths: Widths, kind: Kind, goal: float, target: PruneTarget, count: Count, last: bool) -> Widths:
+    """Set one kind so that the parameter count comes closest to `goal`; of two as close, the wider."""
+    options = [_with(widths, kind, groups) for groups in _choices(kind, widths.of(kind), target.multiple)]
+    if last and target.at_most:
+        options = [option for option in options if count(option) <= goal] or options[:1]
+    return min(reversed(options), key=lambda option: abs(count(option) - goal))
+
+
+def _explicit(kind: Kind, fraction: float, full: int, multiple: int) -> int:
+    """Groups kept for a stated fraction: the nearest count that is possible."""
+    choices, wanted = _choices(kind, full, multiple), fraction * full
+    nearest = min(reversed(choices), key=lambda groups: abs(groups - wanted))
+    shown = choices if len(choices) <= 12 else [*choices[:2], *choices[-3:]]
+    possible = f"Possible: {', '.join(f'{groups / full:.3g}' for groups in shown)} (that is {shown} of {full})."
+    if wanted < choices[0] / 2:
+        raise UserError(f"{kind}={fraction} keeps {wanted:.1f} of {full} {_UNIT[kind]}: that leaves nothing.", possible)
+    if nearest == full and fraction < 1:
+        raise UserError(f"{kind}={fraction} rounds to all of the {full} {_UNIT[kind]}: nothing would be cut.", possible)
+    if kind in _WHOLE and abs(nearest - wanted) > 0.1:  # a rounded fraction like 0.67 of 3 is meant as 2 groups
+        raise UserError(
+            f"{kind}={fraction} would keep {wanted:.2f} of {full} {_UNIT[kind]}; {_WHOLE[kind]}.",
+            possible,
+        )
+    return nearest
+
+
+def _unreachable(target: PruneTarget, full: Widths, widths: Widths, reached: float) -> UserError:
+    sizes = ", ".join(f"{widths.of(kind)} of {full.of(kind)} {_UNIT[kind]}" for kind in KINDS)
+    hint = f"Give a target near {reached:.3f}, a smaller `multiple` (now {target.multiple}), or another `share`."
+    if target.explicit:
+        stated = ", ".join(f"{kind}={fraction}" for kind, fraction in target.explicit.items())
+        hint = f"{stated} already fix these kinds: leave out keep (keep=null) or some of them. {hint}"
+    asked = target.asked or f"keep={target.keep}"
+    return UserError(f"{asked} cannot be reached; the nearest is {reached:.3f} of the whole ({sizes}).", hint)
+
+
+_UNIT: dict[Kind, str] = {
+    "layers": "layers",
+    "mlp": "neurons",
+    "heads": "KV groups",
+    "query_heads": "query heads of each KV group",
+    "hidden": "residual channels",
+}
+_WHOLE: dict[Kind, str] = {
+    "heads": "query heads go with their group, whole",
+    "query_heads": "every group keeps as many",
+}
+"""Kinds of which there are so few that a fraction in between is a mistake."""

@@ -197,7 +197,9 @@ class ExecuTorch:
         self.forward = self.program.load_method("forward")
         context = self.program.load_method("get_max_context_len").execute([])[0]
         if longest > context:
-            raise ValueError(f"its cache holds {context} tokens, asked for {longest}: set export.NAME.context={longest}")
+            raise ValueError(
+                f"its cache holds {context} tokens, asked for {longest}: set export.NAME.context={longest}"
+            )
         self.at = 0
 
     def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -19,18 +19,17 @@ MASKED = torch.finfo(torch.float32).min
 
 
 def grouped_attention(
-    module: nn.Module,
+    _: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor,
     scaling: float,
-    **_: Any,
+    **__: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one text.
 
     Args:
-        module: who asks.
         query: [1, heads, n, width].
         key: [1, kv heads, context, width].
         value: as key.
@@ -40,12 +39,15 @@ def grouped_attention(
     Returns:
         [1, n, heads, width], and no weights.
     """
-    _, heads, length, width = query.shape
+    heads, length, width = query.shape[1:]
     groups = key.shape[1]
-    together = query.reshape(groups, heads // groups * length, width)
-    scores = torch.matmul(together * scaling, key[0].transpose(1, 2)).view(groups, heads // groups, length, -1)
-    weights = torch.softmax(scores + attention_mask, dim=-1).view(groups, heads // groups * length, -1)
-    return torch.matmul(weights, value[0]).view(1, heads, length, width).transpose(1, 2), None
+    # length before heads of a group: in the other order the tracer cannot tell strides of one token from others
+    together = query[0].transpose(0, 1).reshape(length, groups, -1, width).permute(1, 0, 2, 3)
+    together = together.reshape(groups, length * (heads // groups), width)
+    scores = torch.matmul(together * scaling, key[0].transpose(1, 2)).view(groups, length, heads // groups, -1)
+    weights = torch.softmax(scores + attention_mask[0].transpose(0, 1), dim=-1).view(groups, together.shape[1], -1)
+    out = torch.matmul(weights, value[0]).view(groups, length, heads // groups, width)
+    return out.permute(1, 0, 2, 3).reshape(1, length, heads, width), None
 
 
 class FixedCache:

@@ -38,8 +38,8 @@ class ExecutorchExport(Export):
     """fp32: decoded weights; 8da4w: projections INT4 in groups, head and embedding INT8, activations INT8 per token.
     Codes on the INT4 and INT8 grids are written unchanged, dense weights rounded to nearest."""
     group: int = 32
-    """Weights that share a scale when a dense projection becomes INT4: 32, 64 or 128; one whose rows are no whole number
-    of groups becomes INT8."""
+    """Weights that share a scale when a dense projection becomes INT4: 32, 64 or 128; one whose rows are no whole
+    number of groups becomes INT8."""
     context: int = 1024
     """Tokens in the cache, at most what the model can read."""
 

@@ -1,8 +1,8 @@
 """Writes a checkpoint as an ExecuTorch program, and says in torch what the program must answer.
 
-8da4w: a projection is INT4 in groups with scales in bf16 (the type XNNPACK keeps them in), its input INT8 per token with
-a zero point; the head, and rows that are no whole groups, are INT8 per channel on the same inputs (8da8w). Embedding
-rows are INT8 with one scale each, decoded when looked up.
+8da4w: a projection is INT4 in groups with scales in bf16 (the type XNNPACK keeps them in), its input INT8 per token
+with a zero point; the head, and rows that are no whole groups, are INT8 per channel on the same inputs (8da8w).
+Embedding rows are INT8 with one scale each, decoded when looked up.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def _as_linear(model: nn.Module, path: str) -> None:
 
 
 def _on_integers(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool, group: int) -> Codes:
-    """A weight's own codes, or those nearest to a dense one: INT4 in groups, INT8 per row where `group` is 0 or does not
-    fit; a `turned` weight lies as [in, out]."""
+    """A weight's own codes, or those nearest to a dense one: INT4 in groups, INT8 per row where `group` is 0 or does
+    not fit; a `turned` weight lies as [in, out]."""
     if not isinstance(value, Encoded):
         weight = value.float().t().contiguous() if turned else value.float()
         chosen: Int8 | Integer = Int8()

@@ -5,8 +5,8 @@ Per token (a row of x), with q the INT8 codes of the weight and s the step of ea
     a = absmax of the row          u = round(127 x / a) + 128                        in 1 .. 255
     y = MatMulInteger(u - 128, q) * (a / 127) * s + b
 
-The arithmetic is that of `compress.runtime.int8`. The tokens' codes are shifted to be unsigned since onnxruntime has fast
-products of unsigned with signed codes only (signed with signed: 30 times slower on AVX512-VNNI).
+The arithmetic is that of `compress.runtime.int8`. The tokens' codes are shifted to be unsigned since onnxruntime has
+fast products of unsigned with signed codes only (signed with signed: 30 times slower on AVX512-VNNI).
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class OnnxRuntime:
             **self.past,
         }
         out = self.session.run(None, {name: value for name, value in given.items() if name in self.wanted})
-        self.past = dict(zip(self.past, out[1:]))
+        self.past = dict(zip(self.past, out[1:], strict=True))
         return out[0][0]
 
 
@@ -197,9 +197,8 @@ class ExecuTorch:
         self.forward = self.program.load_method("forward")
         context = self.program.load_method("get_max_context_len").execute([])[0]
         if longest > context:
-            raise ValueError(
-                f"its cache holds {context} tokens, asked for {longest}: set export.NAME.context={longest}"
-            )
+            said = f"its cache holds {context} tokens, but {longest} are needed: set export.NAME.context={longest}"
+            raise ValueError(said)
         self.at = 0
 
     def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

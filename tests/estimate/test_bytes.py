@@ -13,7 +13,7 @@ from compress.arch import adapter_for
 from compress.arch.inventory import Parameter
 from compress.arch.plain import read_plain_config
 from compress.estimate.form import Form
-from compress.estimate.formats import FILES, FOLDERS, bytes_per_format, rule_of_thumb
+from compress.estimate.formats import FILES, FOLDERS, GRAPHS, bytes_per_format, rule_of_thumb
 from compress.estimate.gguf import Words, gguf_bytes, read_words, tensor_bytes
 from compress.estimate.grids import OwnFormat, block_of_grid, laid_out
 from compress.estimate.layouts import GGUF_BLOCK_BYTES, Format, Stored, file_bytes
@@ -149,7 +149,7 @@ def test_formats_order_by_size_and_keep_their_bits(tmp_path: Path) -> None:
     save("llama", tmp_path, hidden_size=256, intermediate_size=512, head_dim=64)
     form = form_of(tmp_path)
     found = bytes_per_format(form, Words(320, 2000))
-    assert set(found) == {"bf16", "fp32", *FOLDERS, *FILES}
+    assert set(found) == {"bf16", "fp32", *FOLDERS, *FILES, *GRAPHS}
     assert found["fp32"] > found["bf16"] > found["int8"] > found["nf4"] > found["nf4, double quantization"]
     assert found["gguf Q8_0"] > found["gguf Q5_1"] > found["gguf Q4_0"] > found["gguf Q4_0, embedding Q5_1"]
     assert found["fp32"] / form.count() == pytest.approx(4, rel=0.01)

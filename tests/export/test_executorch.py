@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from compress.checkpoint import Checkpoint
+from compress.command import run_overrides
 from compress.errors import UserError
+from compress.export import probe
 from compress.export.executorch.settings import FILE, ExecutorchExport, ExecutorchType
-from compress.export.manifest import damaged, write_manifest
+from compress.export.manifest import write_manifest
 from compress.runtime.loading import load_model
 from compress.stage import DENSE
 from tests.models import save
@@ -65,15 +67,24 @@ def test_the_runtime_says_what_the_model_says(name: str, tmp_path: Path) -> None
     assert [runtime.step(int(token)) for token in IDS[0, 24:]] == list(best[24:])
     with pytest.raises(ReloadError, match="64 tokens"):
         FreshProcess("executorch", folder, 1, 65)
-    # damage
+    if name == "depth-pruned":
+        verify_names_what_is_damaged(folder, settings, checkpoint)
+
+
+def verify_names_what_is_damaged(folder: Path, settings: ExecutorchExport, checkpoint: Checkpoint) -> None:
+    expectation = settings.expect(checkpoint, IDS, load)
+    probe.keep(folder, IDS, expectation, {"format": "executorch", "runtime": "executorch"})
     write_manifest(folder)
-    assert damaged(folder) == []
+    ask = ["mode=verify", f"artifact={folder}", "threads=1"]
+    told = run_overrides(ask)
+    assert told["status"] == 0 and "executorch answers as it did" in told["message"]
     content = bytearray((folder / FILE).read_bytes())
-    (folder / FILE).write_bytes(bytes(content[:-100]))
-    assert damaged(folder) == [FILE]
-    content[len(content) // 2] ^= 1
-    (folder / FILE).write_bytes(bytes(content))
-    assert damaged(folder) == [FILE]
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:-100], flipped):
+        (folder / FILE).write_bytes(bytes(damaged))
+        with pytest.raises(UserError, match=f"written: {FILE}"):
+            run_overrides(ask)
 
 
 def test_codes_are_written_unchanged_or_refused() -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from compress.checkpoint import Checkpoint
+from compress.command import run_overrides
 from compress.errors import UserError
-from compress.export.manifest import damaged, write_manifest
+from compress.export import probe
+from compress.export.manifest import write_manifest
 from compress.export.onnx.settings import DATA, FILE, OnnxExport, OnnxType
 from compress.runtime.loading import load_model
 from compress.stage import DENSE
@@ -113,23 +115,33 @@ def test_a_padded_batch_and_nothing_else_changes(tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "artifact" / name).read_bytes(), name
 
 
-def test_what_is_damaged_is_named(tmp_path: Path) -> None:
-    exported("depth-pruned", tmp_path, OnnxExport())
-    folder = tmp_path / "artifact"
+def test_verify_repeats_the_comparison_and_names_what_is_damaged(tmp_path: Path) -> None:
+    settings, folder = OnnxExport(), tmp_path / "artifact"
+    expectation = settings.expect(exported("depth-pruned", tmp_path, settings), IDS, load)
+    probe.keep(folder, IDS, expectation, {"format": "onnx", "runtime": "onnxruntime"})
     write_manifest(folder)
-    assert damaged(folder) == []
-    content = bytearray((folder / DATA).read_bytes())
+    ask = ["mode=verify", f"artifact={folder}", "threads=1"]
+    told = run_overrides(ask)
+    assert told["status"] == 0 and "onnxruntime answers as it did" in told["message"]
+    graph, content = (folder / FILE).read_bytes(), bytearray((folder / DATA).read_bytes())
     content[-5] ^= 1
     (folder / DATA).write_bytes(bytes(content))
-    found = damaged(folder)
-    assert len(found) == 1 and found[0].startswith("tensor ") and found[0].endswith(f"of {DATA}")
+    with pytest.raises(UserError, match=rf"written: tensor [\w.]+ of {DATA}"):
+        run_overrides(ask)
     (folder / DATA).write_bytes(bytes(content[:-100]))
-    assert damaged(folder) == [DATA]
+    with pytest.raises(UserError, match=f"written: {DATA}"):
+        run_overrides(ask)
     # two files that exist, swapped
-    graph = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(bytes(content))
     (folder / DATA).write_bytes(graph)
-    assert damaged(folder) == [FILE, DATA]
+    with pytest.raises(UserError, match=f"written: {FILE}, .*{DATA}"):
+        run_overrides(ask)
+    # other weights, under a manifest of their own
+    (folder / FILE).write_bytes(graph)
+    (folder / DATA).write_bytes(bytes(np.frombuffer(bytes(content), np.float32) * 2))
+    write_manifest(folder)
+    told = run_overrides(ask)
+    assert told["status"] == 1 and "FAILED" in told["message"]
 
 
 def test_codes_are_not_rounded_twice(tmp_path: Path) -> None:

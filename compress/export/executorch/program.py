@@ -58,8 +58,9 @@ class FixedCache:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """All keys and values of a layer [1, kv heads, context, width]."""
-        self.keys[layer][:, :, self.positions] = keys
-        self.values[layer][:, :, self.positions] = values
+        for held, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            # said in full: the runtime refuses the new values as an assignment by brackets would shape them
+            torch.ops.aten.index_put_(held, [None, None, self.positions], new)
         return self.keys[layer], self.values[layer]
 
     def get_seq_length(self, *_: Any) -> int:
@@ -84,7 +85,7 @@ class Program(nn.Module):
         self.layers, self.context = layers, context
         for layer in range(layers):
             for part in ("keys", "values"):
-                self.register_buffer(f"{part}_{layer}", torch.zeros(1, kv_heads, context, head_dim), persistent=False)
+                self.register_buffer(f"{part}_{layer}", torch.zeros(1, kv_heads, context, head_dim))
 
     def forward(self, input_ids: Tensor, cache_position: Tensor) -> Tensor:
         """[1, n] and [n] -> logits [1, n, vocab]."""

@@ -6,8 +6,8 @@ python experiments/gguf_types.py [--types f16 q8_0 q4_0] [--tokens 4096] [--pref
 
 `--also` puts files of other runs beside them (pruned, trained on their grid): how much smaller and faster they are than
 the source, and at what ratio of its perplexity. KL and perplexity are those of the runtime itself, against the original
-in bf16, by the protocol of every report. For speed the files take turns, each in a process of its own, and the best round
-counts. Rows are appended to results/gguf_types.csv.
+in bf16, by the protocol of every report. For speed the files take turns, each in a process of its own, and the best
+round counts. Rows are appended to results/gguf_types.csv.
 """
 
 from __future__ import annotations

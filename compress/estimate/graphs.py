@@ -18,7 +18,7 @@ from compress.estimate.form import Form
 from compress.estimate.layouts import dimensions
 
 GROUP = 32
-ONNX_GRAPH, ONNX_LAYER = {"fp32": 12_000, "int8": 13_000}, {"fp32": 9_000, "int8": 12_000}
+ONNX_GRAPH, ONNX_LAYER = {"fp32": 4_000, "int8": 6_500}, {"fp32": 7_000, "int8": 11_800}
 PTE_GRAPH, PTE_LAYER = {"fp32": 12_000, "8da4w": 14_000}, {"fp32": 12_000, "8da4w": 16_000}
 """Bytes of nodes, names and small constants: once, and for every layer."""
 

@@ -137,6 +137,24 @@ def test_a_gguf_file_by_the_library(tmp_path: Path) -> None:
     assert said == pytest.approx((tmp_path / "m.gguf").stat().st_size, abs=2600)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_within_a_hundredth_of_what_is_written(name: str, tmp_path: Path) -> None:
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Export
+    from compress.export.executorch.settings import ExecutorchExport, ExecutorchType
+    from compress.export.onnx.settings import OnnxExport, OnnxType
+    from compress.stage import DENSE
+
+    what, kind = name.split()
+    for module in ("onnx", "onnxscript") if what == "onnx" else ("executorch", "torchao"):
+        pytest.importorskip(module, reason="pip install 'compress[runtimes,executorch]'")
+    export: Export = OnnxExport(type=OnnxType(kind)) if what == "onnx" else ExecutorchExport(type=ExecutorchType(kind))
+    save("llama-tied", tmp_path / "model", hidden_size=512, head_dim=128, intermediate_size=1024, num_hidden_layers=2)
+    export.write(Checkpoint(tmp_path / "model", frozenset({DENSE})), tmp_path / "artifact")
+    written = sum(file.stat().st_size for file in export.weight_files(tmp_path / "artifact"))
+    assert GRAPHS[name](form_of(tmp_path / "model"), kind) == pytest.approx(written, rel=0.01)
+
+
 def test_words_are_counted_from_the_tokenizer(tmp_path: Path) -> None:
     save("llama", tmp_path)
     words = read_words(tmp_path, 320)

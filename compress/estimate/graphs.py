@@ -19,7 +19,7 @@ from compress.estimate.layouts import dimensions
 
 GROUP = 32
 ONNX_GRAPH, ONNX_LAYER = {"fp32": 4_000, "int8": 6_500}, {"fp32": 7_000, "int8": 11_800}
-PTE_GRAPH, PTE_LAYER = {"fp32": 12_000, "8da4w": 14_000}, {"fp32": 12_000, "8da4w": 16_000}
+PTE_GRAPH, PTE_LAYER = {"fp32": 9_000, "8da4w": 9_000}, {"fp32": 26_000, "8da4w": 31_000}
 """Bytes of nodes, names and small constants: once, and for every layer."""
 
 

@@ -21,7 +21,7 @@ GROUPS = (32, 64, 128)
 SHORTEST = 2
 
 # ExecuTorch's own names, of which one is no name in Python
-ExecutorchType = Enum("ExecutorchType", {"fp32": "fp32", "8da4w": "8da4w"}, type=str)  # type: ignore[misc]
+ExecutorchType = Enum("ExecutorchType", {"fp32": "fp32", "8da4w": "8da4w"}, type=str)
 ExecutorchType.__doc__ = """What the program multiplies with."""
 FP32, EIGHT_FOUR = ExecutorchType("fp32"), ExecutorchType("8da4w")
 

@@ -42,7 +42,7 @@ class Codes:
     @property
     def decoded(self) -> Tensor:
         """[out, in]."""
-        return (self.codes.float().unflatten(1, (self.scale.shape[1], -1)) * self.scale[..., None]).flatten(1)
+        return (self.codes.float().view(*self.scale.shape, -1) * self.scale[..., None]).flatten(1)
 
 
 def write_program(checkpoint: Checkpoint, settings: ExecutorchExport, folder: Path) -> None:

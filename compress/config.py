@@ -16,7 +16,9 @@ from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
 from compress.export.base import Export
 from compress.export.compressed_tensors.settings import CompressedTensorsExport
+from compress.export.executorch.settings import ExecutorchExport
 from compress.export.gguf.settings import GGUFExport
+from compress.export.onnx.settings import OnnxExport
 from compress.export.settings import HFExport
 from compress.prune.search import PruneSearch
 from compress.prune.stage import Compensate, Prune
@@ -59,6 +61,8 @@ OTHERS: dict[str, type[Any]] = {
     "evaluate/default": Evaluation,
     "export/hf": HFExport,
     "export/gguf": GGUFExport,
+    "export/onnx": OnnxExport,
+    "export/executorch": ExecutorchExport,
     "export/compressed_tensors": CompressedTensorsExport,
     "report/default": Report,
 }

@@ -2,10 +2,12 @@
 the model comes in (Q4_1).
 
 python experiments/gguf_types.py [--types f16 q8_0 q4_0] [--tokens 4096] [--prefill 256] [--decode 32] [--rounds 5]
+                                 [--also pruned=outputs/RUN/artifacts/gguf ...]
 
-KL and perplexity are those of the runtime itself, against the original in bf16, by the protocol of every report. For
-speed the files take turns, each in a process of its own, and the best round counts. Rows are appended to
-results/gguf_types.csv.
+`--also` puts files of other runs beside them (pruned, trained on their grid): how much smaller and faster they are than
+the source, and at what ratio of its perplexity. KL and perplexity are those of the runtime itself, against the original
+in bf16, by the protocol of every report. For speed the files take turns, each in a process of its own, and the best
+round counts. Rows are appended to results/gguf_types.csv.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=256)
     parser.add_argument("--decode", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--also", nargs="*", default=[], metavar="NAME=FOLDER", help="folders that hold a model.gguf")
     options = parser.parse_args()
+    also = {name: Path(folder) for name, _, folder in (pair.partition("=") for pair in options.also)}
     torch.set_num_threads(available_threads())
     checkpoint = Checkpoint(EmbeddedModel().resolve().folder, frozenset({DENSE}))
     evaluator = Evaluator(
@@ -60,7 +64,7 @@ def main() -> None:
         device=torch.device("cpu"),
     )
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
-        folders = written(checkpoint, options.types, Path(work))
+        folders = written(checkpoint, options.types, Path(work)) | also
         window = evaluator.windows[""].shape[1]
         longest = max(window, options.prefill + options.decode)
         processes = {
@@ -73,7 +77,8 @@ def main() -> None:
         ids = evaluator.windows[""][:1, :256]
         for name, process in processes.items():
             rows[name] |= answers(process, evaluator)
-            if name != SOURCE:
+            rows[name]["ppl_to_source"] = round(rows[name]["ppl"] / rows[SOURCE]["ppl"], 4)
+            if name != SOURCE and name not in also:
                 settings = GGUFExport(type=GGUFType(name))
                 told = verify(process, settings.expect(checkpoint, ids, evaluator.load_as), ids)
                 judged = told.emulation["mean_kl"] if told.emulation else told.mean_kl

@@ -6,8 +6,8 @@
 Every quantizer runs in a process of its own, peers in their own environments (--peers DIR: DIR/bitsandbytes,
 DIR/torchao, DIR/llmcompressor, DIR/hqq, DIR/auto-round, DIR/gptqmodel, made with `python -m venv` and
 `pip install NAME transformers accelerate`; one that is missing is left out, and said to be). All get the same
-calibration tokens: windows of different documents of the calibration file, drawn by a fixed seed. Ours and theirs take turns.
-One evaluator measures all results: perplexity of the first --tokens tokens of the measured text in windows of
+calibration tokens: windows of different documents of the calibration file, drawn by a fixed seed. Ours and theirs take
+turns. One evaluator measures all results: perplexity of the first --tokens tokens of the measured text in windows of
 --window, and KL to the original. A quantizer's peak is its process' anonymous memory, sampled from outside.
 
 A row for each goes to experiments/results/quantize_peers.csv, and a table to standard output.

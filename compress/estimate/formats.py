@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from compress.estimate.form import Form
 from compress.estimate.gguf import Words, gguf_bytes
+from compress.estimate.graphs import executorch_bytes, onnx_bytes
 from compress.estimate.layouts import Format
 
 FOLDERS: dict[str, Format] = {
@@ -25,13 +27,21 @@ FILES: dict[str, tuple[str, str]] = {
 """GGUF: linears, embedding and head. llama.cpp itself keeps the embedding of a Q4_0 file in Q8_0 where K-quants do not
 fit; a small model's embedding is half of the file, so Q5_1 is worth training for."""
 
+GRAPHS: dict[str, Callable[[Form, str], int]] = {
+    "onnx fp32": onnx_bytes,
+    "onnx int8": onnx_bytes,
+    "executorch fp32": executorch_bytes,
+    "executorch 8da4w": executorch_bytes,
+}
+
 
 def bytes_per_format(form: Form, words: Words) -> dict[str, int]:
     """Bytes on disk by name of the format: the widths of `form`, whatever it is stored as now."""
     plain = Form(form.config, form.widths, "bfloat16")
     found = {"bf16": plain.bytes, "fp32": replace(plain, dtype="float32").bytes}
     found |= {name: replace(plain, linears=linears).bytes for name, linears in FOLDERS.items()}
-    return found | {name: gguf_bytes(plain, *grids, words) for name, grids in FILES.items()}
+    found |= {name: gguf_bytes(plain, *grids, words) for name, grids in FILES.items()}
+    return found | {name: count(plain, name.rpartition(" ")[2]) for name, count in GRAPHS.items()}
 
 
 def rule_of_thumb(parameters: int, bits: int) -> int:

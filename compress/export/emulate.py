@@ -34,6 +34,15 @@ def range_to_int8(x: Tensor, step: Tensor) -> Tensor:
     return (x / step).clamp(-128, 127).round() * step
 
 
+def tokens_to_asymmetric_int8(x: Tensor) -> Tensor:
+    """XNNPACK's dynamic INT8: per token one step and one zero point over [min, max], zero among them."""
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    step = (high - low) / 255
+    step = torch.where(step == 0, torch.ones_like(step), step)
+    zero = (-128 - low / step).round()
+    return ((x / step).round().add(zero).clamp(-128, 127) - zero) * step
+
+
 def half(x: Tensor) -> Tensor:
     """fp16, as ggml multiplies with f16 weights."""
     return x.half().to(x.dtype)

@@ -61,7 +61,7 @@ def _changed(file: Path, name: str, tensors: dict[str, tuple[int, int, str]]) ->
 
 def _digests(file: Path) -> dict[str, tuple[int, int, str]]:
     """Tensor -> where it lies and its sha256; nothing for a format without names."""
-    places = {".safetensors": _safetensors, ".gguf": _gguf}.get(file.suffix)
+    places = {".safetensors": _safetensors, ".gguf": _gguf, ".data": _onnx}.get(file.suffix)
     if places is None:
         return {}
     return {name: (*place, _range_digest(file, place)) for name, place in sorted(places(file).items())}
@@ -81,6 +81,19 @@ def _gguf(file: Path) -> dict[str, Range]:
 
     tensors = gguf.GGUFReader(file).tensors
     return {t.name: (int(t.data_offset), int(t.data_offset) + int(t.n_bytes)) for t in tensors}
+
+
+def _onnx(file: Path) -> dict[str, Range]:
+    """The weights beside a graph: `model.onnx` says where in `model.onnx.data` they lie."""
+    import onnx
+
+    found: dict[str, Range] = {}
+    for tensor in onnx.load(file.with_suffix(""), load_external_data=False).graph.initializer:
+        at = {entry.key: entry.value for entry in tensor.external_data}
+        if at.get("location") == file.name:
+            begin = int(at["offset"])
+            found[tensor.name] = (begin, begin + int(at["length"]))
+    return found
 
 
 def _range_digest(file: Path, place: Range) -> str:

@@ -137,10 +137,95 @@ class LlamaCpp:
         return int(np.ctypeslib.as_array(logits, shape=(self.fast.n_vocab(),)).argmax())
 
 
+class OnnxRuntime:
+    """onnxruntime on the CPU; its cache goes in and comes out as arrays."""
+
+    def __init__(self, folder: str, threads: int, longest: int) -> None:
+        import onnxruntime
+
+        del longest
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # processors with AVX2 but no VNNI would saturate sums of products of 8-bit codes
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        file = str(Path(folder) / "model.onnx")
+        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        past = [given for given in self.session.get_inputs() if given.name.startswith("past.")]
+        self.empty = {given.name: np.zeros((1, given.shape[1], 0, given.shape[3]), np.float32) for given in past}
+        self.past = self.empty
+        self.wanted = {given.name for given in self.session.get_inputs()}
+
+    def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self.past = self.empty
+        return self._run(ids)
+
+    def tokens(self, text: str) -> list[int]:
+        raise NotImplementedError("an ONNX graph has no tokenizer")
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        return int(self.logits(ids)[-1].argmax())
+
+    def step(self, token: int) -> int:
+        return int(self._run(np.array([token]))[-1].argmax())
+
+    def _run(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        before = next(iter(self.past.values())).shape[2]
+        total = before + len(ids)
+        given = {
+            "input_ids": ids[None].astype(np.int64),
+            "attention_mask": np.ones((1, total), np.int64),
+            "position_ids": np.arange(before, total, dtype=np.int64)[None],
+            **self.past,
+        }
+        out = self.session.run(None, {name: value for name, value in given.items() if name in self.wanted})
+        self.past = dict(zip(self.past, out[1:], strict=True))
+        return out[0][0]
+
+
+class ExecuTorch:
+    """ExecuTorch's runtime; its cache is inside the program."""
+
+    def __init__(self, folder: str, threads: int, longest: int) -> None:
+        import torch
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime as Programs
+
+        _unsafe_reset_threadpool(threads)
+        self.torch = torch
+        # both are kept: a method does not keep its program alive
+        self.program = Programs.get().load_program(Path(folder) / "model.pte")
+        self.forward = self.program.load_method("forward")
+        context = self.program.load_method("get_max_context_len").execute([])[0]
+        if longest > context:
+            said = f"its cache holds {context} tokens, but {longest} are needed: set export.NAME.context={longest}"
+            raise ValueError(said)
+        self.at = 0
+
+    def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self.at = 0
+        return self._run(self.torch.from_numpy(ids))
+
+    def tokens(self, text: str) -> list[int]:
+        raise NotImplementedError("a program has no tokenizer")
+
+    def prefill(self, ids: np.ndarray[Any, Any]) -> int:
+        return int(self.logits(ids)[-1].argmax())
+
+    def step(self, token: int) -> int:
+        return int(self._run(self.torch.tensor([token]))[-1].argmax())
+
+    def _run(self, ids: Any) -> np.ndarray[Any, Any]:
+        positions = self.torch.arange(self.at, self.at + len(ids))
+        self.at += len(ids)
+        return self.forward.execute([ids[None], positions])[0][0].numpy()
+
+
 RUNTIMES: dict[str, Callable[..., Runtime]] = {
     "transformers": Transformers,
     "compress": Compress,
     "llama_cpp": LlamaCpp,
+    "onnxruntime": OnnxRuntime,
+    "executorch": ExecuTorch,
 }
 
 

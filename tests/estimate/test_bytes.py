@@ -13,7 +13,7 @@ from compress.arch import adapter_for
 from compress.arch.inventory import Parameter
 from compress.arch.plain import read_plain_config
 from compress.estimate.form import Form
-from compress.estimate.formats import FILES, FOLDERS, bytes_per_format, rule_of_thumb
+from compress.estimate.formats import FILES, FOLDERS, GRAPHS, bytes_per_format, rule_of_thumb
 from compress.estimate.gguf import Words, gguf_bytes, read_words, tensor_bytes
 from compress.estimate.grids import OwnFormat, block_of_grid, laid_out
 from compress.estimate.layouts import GGUF_BLOCK_BYTES, Format, Stored, file_bytes
@@ -137,6 +137,24 @@ def test_a_gguf_file_by_the_library(tmp_path: Path) -> None:
     assert said == pytest.approx((tmp_path / "m.gguf").stat().st_size, abs=2600)
 
 
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_within_a_hundredth_of_what_is_written(name: str, tmp_path: Path) -> None:
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Export
+    from compress.export.executorch.settings import ExecutorchExport, ExecutorchType
+    from compress.export.onnx.settings import OnnxExport, OnnxType
+    from compress.stage import DENSE
+
+    what, kind = name.split()
+    for module in ("onnx", "onnxscript") if what == "onnx" else ("executorch", "torchao"):
+        pytest.importorskip(module, reason="pip install 'compress[runtimes,executorch]'")
+    export: Export = OnnxExport(type=OnnxType(kind)) if what == "onnx" else ExecutorchExport(type=ExecutorchType(kind))
+    save("llama-tied", tmp_path / "model", hidden_size=512, head_dim=128, intermediate_size=1024, num_hidden_layers=2)
+    export.write(Checkpoint(tmp_path / "model", frozenset({DENSE})), tmp_path / "artifact")
+    written = sum(file.stat().st_size for file in export.weight_files(tmp_path / "artifact"))
+    assert GRAPHS[name](form_of(tmp_path / "model"), kind) == pytest.approx(written, rel=0.01)
+
+
 def test_words_are_counted_from_the_tokenizer(tmp_path: Path) -> None:
     save("llama", tmp_path)
     words = read_words(tmp_path, 320)
@@ -149,7 +167,7 @@ def test_formats_order_by_size_and_keep_their_bits(tmp_path: Path) -> None:
     save("llama", tmp_path, hidden_size=256, intermediate_size=512, head_dim=64)
     form = form_of(tmp_path)
     found = bytes_per_format(form, Words(320, 2000))
-    assert set(found) == {"bf16", "fp32", *FOLDERS, *FILES}
+    assert set(found) == {"bf16", "fp32", *FOLDERS, *FILES, *GRAPHS}
     assert found["fp32"] > found["bf16"] > found["int8"] > found["nf4"] > found["nf4, double quantization"]
     assert found["gguf Q8_0"] > found["gguf Q5_1"] > found["gguf Q4_0"] > found["gguf Q4_0, embedding Q5_1"]
     assert found["fp32"] / form.count() == pytest.approx(4, rel=0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,24 @@ def test_every_pipeline_passes_and_leaves_nothing(
     assert report["status"] == 0 and "nothing was kept" in report["message"]
     assert not (tmp_path / "out").exists() and not list(temporary.glob("compress*"))
     assert not (cache / "store").exists()
+
+
+def test_every_format_passes(text_file: Path, tmp_path: Path, cache: Path, temporary: Path) -> None:
+    formats = {
+        "gguf": ("gguf", "llama_cpp"),
+        "compressed_tensors": ("compressed_tensors",),
+        "onnx": ("onnx", "onnxscript", "onnxruntime"),
+        "executorch": ("executorch", "torchao"),
+    }
+    for module in sum(formats.values(), ()):
+        pytest.importorskip(module, reason="pip install 'compress[runtimes,executorch]'")
+    more = [f"+export@export.{name}={name}" for name in formats]
+    more += ["export.compressed_tensors.scheme=w8a8", "export.gguf.type=q8_0", "export.onnx.type=int8"]
+    more += ["export.executorch.type=8da4w", "export.executorch.context=64", "mode=preflight"]
+    begin = time.monotonic()
+    told = compress.run(tiny_run("prune_only", big(tmp_path / "model"), text_file, tmp_path / "out", *more))
+    assert told["status"] == 0 and "5 exports" in told["message"]
+    assert time.monotonic() - begin < 240
 
 
 def test_what_fails_is_named(text_file: Path, tmp_path: Path, cache: Path, temporary: Path, monkeypatch: Any) -> None:

@@ -1,0 +1,1 @@
+"""ExecuTorch: one program for phones and boards, its products on XNNPACK, its KV cache inside."""

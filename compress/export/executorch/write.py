@@ -1,0 +1,166 @@
+"""Writes a checkpoint as an ExecuTorch program, and says in torch what the program must answer.
+
+8da4w: a projection is INT4 in groups with scales in bf16 (the type XNNPACK keeps them in), its input INT8 per token
+with a zero point; the head, and rows that are no whole groups, are INT8 per channel on the same inputs (8da8w).
+Embedding rows are INT8 with one scale each, decoded when looked up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.arch import adapter_for
+from compress.arch.linears import linear_paths
+from compress.checkpoint import PLAN
+from compress.errors import UserError
+from compress.export.embedding import Int8Embedding
+from compress.export.emulate import answer, rounded_inputs, tokens_to_asymmetric_int8
+from compress.export.executorch.program import Program, lowered
+from compress.export.executorch.settings import EIGHT_FOUR, FILE, ExecutorchExport
+from compress.export.tensors import computes_plainly, delivered, dense_model
+from compress.grids import Encoded, Grid, Int8, Integer
+from compress.runtime.loading import replace_module
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A quantized projection: codes int8 [out, in], scales fp32 [out, groups] (one group: per channel)."""
+
+    codes: Tensor
+    scale: Tensor
+    bits: int
+
+    @property
+    def decoded(self) -> Tensor:
+        """[out, in]."""
+        return (self.codes.float().view(*self.scale.shape, -1) * self.scale[..., None]).flatten(1)
+
+
+def write_program(checkpoint: Checkpoint, settings: ExecutorchExport, folder: Path) -> None:
+    """Trace, lower and write, with config and tokenizer beside it.
+
+    Raises:
+        UserError: 8da4w is asked for, and the checkpoint lies on a grid XNNPACK has no products for.
+    """
+    model, codes = exported_model(checkpoint, settings)
+    for path, found in codes.items():
+        model.get_submodule(path).weight = nn.Parameter(_torchao(found), requires_grad=False)
+    config = checkpoint.config
+    shape = adapter_for(config).shape(config)
+    context = min(settings.context, getattr(config, "max_position_embeddings", None) or settings.context)
+    program = Program(model, shape.layers, shape.kv_heads, shape.head_dim, context)
+    ends = config.eos_token_id
+    metadata = {
+        "get_max_seq_len": context,
+        "get_max_context_len": context,
+        "get_vocab_size": shape.vocab,
+        "get_bos_id": config.bos_token_id,
+        "get_eos_ids": list(ends) if isinstance(ends, list | tuple) else ends,
+        "use_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+    written = lowered(program, {name: value for name, value in metadata.items() if value is not None})
+    folder.mkdir(parents=True)
+    checkpoint.copy_sidecars(folder)
+    (folder / PLAN).unlink(missing_ok=True)
+    (folder / FILE).write_bytes(written)
+
+
+def exported_model(checkpoint: Checkpoint, settings: ExecutorchExport) -> tuple[Any, dict[str, Codes]]:
+    """The model in fp32 with every projection an nn.Linear of decoded weights, and the codes of the quantized ones."""
+    model = dense_model(checkpoint, torch.float32)
+    architecture = adapter_for(checkpoint.config)
+    modules, shape = architecture.modules, architecture.shape(checkpoint.config)
+    linears = set(linear_paths(checkpoint.config))
+    codes: dict[str, Codes] = {}
+    for path in linears if modules.conv1d else ():
+        _as_linear(model, path)
+    if settings.type is not EIGHT_FOUR:
+        return model, codes
+    for name, value, grid in delivered(checkpoint):
+        path = name.removesuffix(".weight")
+        if path == name or path not in linears | {modules.embedding, modules.head}:
+            continue
+        turned = modules.conv1d and path in linears
+        if path in linears:
+            codes[path] = _on_integers(name, value, grid, turned, settings.group)
+            continue
+        found = _on_integers(name, value, grid, turned, 0)
+        if path == modules.embedding:
+            replace_module(model, path, Int8Embedding(found.codes, found.scale[:, 0] * 127))
+            path = modules.head if shape.tied else ""
+        if path:
+            codes[path] = found
+    for path, found in codes.items():
+        layer = model.get_submodule(path)
+        # a parameter of its own: a tied head's is the embedding's
+        layer.weight = nn.Parameter(found.decoded, requires_grad=False)
+    return model, codes
+
+
+def _as_linear(model: nn.Module, path: str) -> None:
+    """GPT-2's Conv1D as an nn.Linear."""
+    before: Any = model.get_submodule(path)
+    width, rows = before.weight.shape
+    layer = nn.Linear(width, rows, bias=before.bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(before.weight.t())
+        if before.bias is not None:
+            layer.bias.copy_(before.bias)
+    replace_module(model, path, layer)
+
+
+def _on_integers(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool, group: int) -> Codes:
+    """A weight's own codes, or those nearest to a dense one: INT4 in groups, INT8 per row where `group` is 0 or does
+    not fit; a `turned` weight lies as [in, out]."""
+    if not isinstance(value, Encoded):
+        weight = value.float().t().contiguous() if turned else value.float()
+        chosen: Int8 | Integer = Int8()
+        if group and weight.shape[1] % group == 0:
+            chosen = Integer(4, group)
+        grid, value = chosen, chosen.encode(weight)
+    if not (isinstance(grid, Int8) or (isinstance(grid, Integer) and grid.symmetric and grid.block % 32 == 0)):
+        raise UserError(
+            f"the export executorch would round {name} twice: it lies on the grid {grid.name if grid else ''} already.",
+            "Type export.executorch.type=fp32, or quantize on a grid of XNNPACK: int8 or a symmetric int4.",
+        )
+    levels, scales = grid.unpack(replace(value, dtype=torch.float32))
+    bits = 8 if isinstance(grid, Int8) else grid.bits_per_code
+    return Codes(levels.to(torch.int8), scales.scale.float().view(len(levels), -1), bits)
+
+
+def _torchao(found: Codes) -> Tensor:
+    """The tensor whose products ExecuTorch gives to XNNPACK."""
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+
+    return IntxUnpackedToInt8Tensor(
+        qdata=found.codes,
+        scale=found.scale,
+        zero_point=torch.zeros_like(found.scale, dtype=torch.int8),
+        target_dtype=getattr(torch, f"int{found.bits}"),
+        block_size=(1, found.codes.shape[1] // found.scale.shape[1]),
+        dtype=torch.float32,
+        activation_quantization="int8_asym_per_token",
+    )
+
+
+@torch.no_grad()
+def expected(
+    checkpoint: Checkpoint, settings: ExecutorchExport, ids: Tensor, load: Load
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [length, vocab] of the pipeline's model, and of the exported one in torch where that is another."""
+    pipeline = answer(load(checkpoint, torch.float32), ids)
+    if settings.type is not EIGHT_FOUR and computes_plainly(checkpoint):
+        return pipeline, None
+    model, codes = exported_model(checkpoint, settings)
+    with rounded_inputs(model, dict.fromkeys(codes, tokens_to_asymmetric_int8)):
+        return pipeline, answer(model, ids)

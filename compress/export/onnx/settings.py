@@ -1,0 +1,83 @@
+"""What an ONNX folder holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Optional
+
+from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
+
+FILE = "model.onnx"
+DATA = FILE + ".data"
+
+
+class OnnxType(str, Enum):
+    """What the graph multiplies with."""
+
+    fp32 = "fp32"
+    int8 = "int8"
+
+
+@dataclass
+class OnnxExport(Export):
+    """An ONNX graph with a KV cache, for onnxruntime, of every family.
+
+    Inputs `input_ids`, `attention_mask`, `position_ids` and `past.N.key|value` (length 0 at first); outputs `logits`
+    and `present.N.key|value`. The weights lie beside the graph, in `model.onnx.data`.
+    """
+
+    type: OnnxType = OnnxType.fp32
+    """fp32: decoded weights; int8: projections as MatMulInteger on INT8 weights and INT8 activations per token, with
+    the checkpoint's own codes where it lies on the INT8 grid, else rounded to nearest."""
+    embedding: Optional[OnnxType] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
+    """Of embedding and output head, one scale per token of the vocabulary; by default as `type`."""
+
+    format: ClassVar[str] = "onnx"
+    usage: ClassVar[str] = (
+        "import onnxruntime\n\n"
+        "options = onnxruntime.SessionOptions()\n"
+        "# INT8: exact sums on processors without VNNI too\n"
+        'options.add_session_config_entry("session.x64quantprecision", "1")\n'
+        'session = onnxruntime.InferenceSession("path/to/this/folder/model.onnx", options)\n'
+        "# past.N.key and past.N.value of length 0 begin; the present.N of one call are the past.N of the next"
+    )
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    install: ClassVar[str] = "pip install 'compress[runtimes]' (or onnx, onnxscript and onnxruntime)"
+
+    def runtime(self, checkpoint: Checkpoint) -> str:
+        """onnxruntime on the CPU."""
+        return "onnxruntime"
+
+    @property
+    def outer(self) -> OnnxType:
+        """Type of embedding and head."""
+        return self.embedding or self.type
+
+    def write(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """The graph and its weights, with config and tokenizer beside them."""
+        from compress.export.onnx.write import write_onnx
+
+        write_onnx(checkpoint, self.type, self.outer, folder)
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """The graph and its weights."""
+        return [folder / FILE, folder / DATA]
+
+    def expect(self, checkpoint: Checkpoint, ids: Tensor, load: Load) -> Expectation:
+        """The pipeline's model in fp32, and where it computes something else the exported one in torch."""
+        from compress.export.onnx.write import expected
+
+        pipeline, emulated = expected(checkpoint, self.type, self.outer, ids, load)
+        if OnnxType.int8 in (self.type, self.outer):
+            scheme = "INT8 weights, INT8 activations per token"
+            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+        scheme = "the same weights decoded, activations as they are" if emulated is not None else ""
+        return Expectation(pipeline, self.within(SAME_FP32), emulated, scheme)

@@ -1,0 +1,101 @@
+"""Writes the graph of a checkpoint and its weights, and says in torch what the graph must answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compress.arch import adapter_for
+from compress.arch.linears import linear_paths
+from compress.checkpoint import PLAN
+from compress.errors import UserError
+from compress.export.embedding import Int8Embedding
+from compress.export.emulate import answer
+from compress.export.onnx.graph import traced
+from compress.export.onnx.int8 import Int8Product
+from compress.export.onnx.settings import FILE, OnnxType
+from compress.export.tensors import computes_plainly, delivered, dense_model
+from compress.grids import Encoded, Grid, Int8
+from compress.runtime.int8 import Int8Linear
+from compress.runtime.loading import replace_module
+
+if TYPE_CHECKING:
+    from compress.checkpoint import Checkpoint
+    from compress.export.base import Load
+
+
+def write_onnx(checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType, folder: Path) -> None:
+    """Trace and write the graph, with config and tokenizer beside it.
+
+    Args:
+        checkpoint: dense, or on any grid.
+        kind: of the projections.
+        outer: of embedding and head.
+        folder: where to.
+
+    Raises:
+        UserError: INT8 is asked for, and the checkpoint lies on another grid.
+    """
+    model = exported_model(checkpoint, kind, outer)
+    embedding: Any = model.get_input_embeddings()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Int8Linear):
+            replace_module(model, name, Int8Product(module, getattr(embedding, "codes", None) is module.codes))
+    shape = adapter_for(checkpoint.config).shape(checkpoint.config)
+    program = traced(model, shape.layers, shape.kv_heads, shape.head_dim)
+    folder.mkdir(parents=True)
+    checkpoint.copy_sidecars(folder)
+    (folder / PLAN).unlink(missing_ok=True)
+    program.save(str(folder / FILE), external_data=True)
+
+
+def exported_model(checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType) -> Any:
+    """The model that is exported, in torch: what is INT8 as `Int8Linear` and `Int8Embedding`, all else dense fp32."""
+    model = dense_model(checkpoint, torch.float32)
+    architecture = adapter_for(checkpoint.config)
+    modules, shape = architecture.modules, architecture.shape(checkpoint.config)
+    rounded = set(linear_paths(checkpoint.config)) if kind is OnnxType.int8 else set()
+    if outer is OnnxType.int8:
+        rounded |= {modules.embedding, modules.head}
+    for name, value, grid in delivered(checkpoint):
+        path = name.removesuffix(".weight")
+        if path not in rounded or path == name:
+            continue
+        turned = modules.conv1d and path not in (modules.embedding, modules.head)
+        parts = _on_int8(name, value, grid, turned).parts
+        layers = [path]
+        if path == modules.embedding:
+            replace_module(model, path, Int8Embedding(parts["codes"], parts["absmax"]))
+            layers = [modules.head] if shape.tied else []
+            parts = {**parts, "codes": model.get_submodule(path).codes}
+        for layer in layers:
+            bias = model.get_submodule(layer).bias
+            bias = None if bias is None else bias.data
+            replace_module(model, layer, Int8Linear(parts["codes"], parts["absmax"], bias))
+    return model
+
+
+def _on_int8(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool) -> Encoded:
+    """Codes [out, in]: the checkpoint's own, or those nearest to a dense weight; `turned` ones lie as [in, out]."""
+    if not isinstance(value, Encoded):
+        return Int8().encode(value.float().t().contiguous() if turned else value.float())
+    if not isinstance(grid, Int8):
+        raise UserError(
+            f"the export onnx would round {name} twice: it lies on the grid {grid.name if grid else 'dense'} already.",
+            "Type export.onnx.type=fp32, or quantize on the INT8 grid: quant@stages.quant=int8.",
+        )
+    return value
+
+
+@torch.no_grad()
+def expected(
+    checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType, ids: Tensor, load: Load
+) -> tuple[Tensor, Tensor | None]:
+    """Logits [length, vocab] of the pipeline's model, and of the exported one in torch where that is another."""
+    pipeline = answer(load(checkpoint, torch.float32), ids)
+    if OnnxType.int8 not in (kind, outer) and computes_plainly(checkpoint):
+        return pipeline, None
+    return pipeline, answer(exported_model(checkpoint, kind, outer), ids)

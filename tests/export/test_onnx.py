@@ -1,0 +1,156 @@
+"""ONNX graphs against onnxruntime in a fresh process: whole texts, texts written with the cache, padded batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from compress.checkpoint import Checkpoint
+from compress.command import run_overrides
+from compress.errors import UserError
+from compress.export import probe
+from compress.export.manifest import write_manifest
+from compress.export.onnx.settings import DATA, FILE, OnnxExport, OnnxType
+from compress.runtime.loading import load_model
+from compress.stage import DENSE
+from tests.models import save
+
+onnx = pytest.importorskip("onnx", reason="pip install 'compress[runtimes]'")
+onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'compress[runtimes]'")
+pytest.importorskip("onnxscript", reason="pip install 'compress[runtimes]'")
+
+from compress.export.fresh import FreshProcess  # noqa: E402
+from compress.export.reload import OnnxRuntime  # noqa: E402
+from compress.export.verify import RoundTrip, verify  # noqa: E402
+
+IDS = torch.arange(3, 51)[None]
+MODELS: dict[str, tuple[str, dict[str, object]]] = {
+    "llama tied": ("llama-tied", {"num_hidden_layers": 2}),
+    "width-pruned": (
+        "llama",
+        {"num_key_value_heads": 1, "num_attention_heads": 2, "intermediate_size": 96, "num_hidden_layers": 2},
+    ),
+    "depth-pruned": ("llama", {"num_hidden_layers": 1}),
+    # one layer with a window of five tokens
+    "qwen2": ("qwen2", {"num_hidden_layers": 2, "max_window_layers": 1}),
+    "gpt2": ("gpt2", {"n_layer": 2}),
+}
+
+
+def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> object:
+    return load_model(checkpoint.folder, dtype=dtype)
+
+
+def exported(name: str, folder: Path, settings: OnnxExport) -> Checkpoint:
+    family, overrides = MODELS[name]
+    save(family, folder / "model", **overrides)
+    checkpoint = Checkpoint(folder / "model", frozenset({DENSE}))
+    settings.check(checkpoint)
+    settings.write(checkpoint, folder / "artifact")
+    return checkpoint
+
+
+def told(checkpoint: Checkpoint, folder: Path, settings: OnnxExport) -> RoundTrip:
+    with FreshProcess("onnxruntime", folder / "artifact", 1, 64) as process:
+        assert min(process.speed(IDS[0, :32], 4).values()) > 0
+        return verify(process, settings.expect(checkpoint, IDS, load), IDS)
+
+
+def same_with_the_cache(folder: Path) -> None:
+    """A text read in half and continued token by token gives the likeliest tokens of the whole text."""
+    runtime = OnnxRuntime(str(folder), 1, 64)
+    best = runtime.logits(IDS[0].numpy()).argmax(-1)
+    assert runtime.prefill(IDS[0, :24].numpy()) == best[23]
+    assert [runtime.step(int(token)) for token in IDS[0, 24:]] == list(best[24:])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fp32_says_what_the_model_says(name: str, tmp_path: Path) -> None:
+    settings = OnnxExport()
+    found = told(exported(name, tmp_path, settings), tmp_path, settings)
+    assert found.verified and found.emulation is None and found.mean_kl < 1e-8, found
+    same_with_the_cache(tmp_path / "artifact")
+    # nothing in it depends on where it was made
+    assert b"site-packages" not in (tmp_path / "artifact" / FILE).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama tied", "width-pruned", "gpt2"])
+def test_int8_says_what_the_same_scheme_says_in_torch(name: str, tmp_path: Path) -> None:
+    settings = OnnxExport(type=OnnxType.int8)
+    found = told(exported(name, tmp_path, settings), tmp_path, settings)
+    assert found.verified and found.emulation is not None, found
+    assert found.emulation["mean_kl"] < 1e-3 and found.emulation["mean_kl"] < found.mean_kl / 3
+    same_with_the_cache(tmp_path / "artifact")
+    # no product is left in floating point but those of attention
+    nodes = onnx.load(tmp_path / "artifact" / FILE, load_external_data=False).graph.node
+    layers = 4 if name == "gpt2" else 7
+    assert sum(node.op_type == "MatMulInteger" for node in nodes) == 2 * layers + 1
+    assert sum(node.op_type == "MatMul" for node in nodes) <= 2 * 2 + 1
+
+
+def test_a_padded_batch_and_nothing_else_changes(tmp_path: Path) -> None:
+    """Rows of different lengths, padded on the left, answer as each does alone; the same checkpoint, the same bytes."""
+    checkpoint = exported("llama tied", tmp_path, OnnxExport())
+    session = onnxruntime.InferenceSession(str(tmp_path / "artifact" / FILE))
+    past = {
+        given.name: np.zeros((2, given.shape[1], 0, given.shape[3]), np.float32)
+        for given in session.get_inputs()
+        if given.name.startswith("past.")
+    }
+    texts = [IDS[0, :12].numpy(), IDS[0, 20:27].numpy()]
+    ids, mask, positions = (np.zeros((2, 12), np.int64) for _ in range(3))
+    for row, text in enumerate(texts):
+        ids[row, -len(text) :], mask[row, -len(text) :] = text, 1
+        positions[row, -len(text) :] = np.arange(len(text))
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
+    logits = session.run(["logits"], given)[0]
+    alone = OnnxRuntime(str(tmp_path / "artifact"), 1, 64)
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(logits[row, -len(text) :], alone.logits(text), atol=1e-4)
+    OnnxExport().write(checkpoint, tmp_path / "again")
+    for name in (FILE, DATA):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "artifact" / name).read_bytes(), name
+
+
+def test_verify_repeats_the_comparison_and_names_what_is_damaged(tmp_path: Path) -> None:
+    settings, folder = OnnxExport(), tmp_path / "artifact"
+    expectation = settings.expect(exported("depth-pruned", tmp_path, settings), IDS, load)
+    probe.keep(folder, IDS, expectation, {"format": "onnx", "runtime": "onnxruntime"})
+    write_manifest(folder)
+    ask = ["mode=verify", f"artifact={folder}", "threads=1"]
+    told = run_overrides(ask)
+    assert told["status"] == 0 and "onnxruntime answers as it did" in told["message"]
+    graph, content = (folder / FILE).read_bytes(), bytearray((folder / DATA).read_bytes())
+    content[-5] ^= 1
+    (folder / DATA).write_bytes(bytes(content))
+    with pytest.raises(UserError, match=rf"written: tensor [\w.]+ of {DATA}"):
+        run_overrides(ask)
+    (folder / DATA).write_bytes(bytes(content[:-100]))
+    with pytest.raises(UserError, match=f"written: {DATA}"):
+        run_overrides(ask)
+    # two files that exist, swapped
+    (folder / FILE).write_bytes(bytes(content))
+    (folder / DATA).write_bytes(graph)
+    with pytest.raises(UserError, match=f"written: {FILE}, .*{DATA}"):
+        run_overrides(ask)
+    # other weights, under a manifest of their own
+    (folder / FILE).write_bytes(graph)
+    (folder / DATA).write_bytes(bytes(np.frombuffer(bytes(content), np.float32) * 2))
+    write_manifest(folder)
+    told = run_overrides(ask)
+    assert told["status"] == 1 and "FAILED" in told["message"]
+
+
+def test_codes_are_not_rounded_twice(tmp_path: Path) -> None:
+    from compress.export.onnx.write import _on_int8
+    from compress.grids import Int8, grid_named
+
+    weight = torch.randn(64, 64)
+    own = Int8().encode(weight)
+    assert _on_int8("w", own, Int8(), False) is own
+    grid = grid_named("int4_g32")
+    with pytest.raises(UserError, match="int4_g32"):
+        _on_int8("w", grid.encode(weight), grid, False)

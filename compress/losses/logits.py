@@ -1,12 +1,21 @@
 """Knowledge distillation on the output distribution, with the temperature of Hinton et al. (arXiv 1503.02531, sec. 2).
 
-    loss = kl * T^2 * KL(softmax(t / T) || softmax(s / T)) + ce * CE(s, next token)
+    loss = T^2 * sum_i w_i D_i(softmax(t / T), softmax(s / T)) + ce * CE(s, next token)
 
-s, t: logits of student and teacher. The gradient of the softened KL with respect to s is (softmax(s/T) - softmax(t/T))
-/ T, and the difference of the two softmaxes shrinks as 1/T too, so T^2 keeps its size the same for every temperature
-and the mix with the cross-entropy means the same.
+s, t: logits of student and teacher; p, q: the softened distributions of teacher and student. The divergences D, mixed
+freely by their weights w:
 
-Full logits, temperature 1 and no cross-entropy is what heals language models best (Minitron, arXiv 2407.14679, sec. 4).
+    kl               KL(p || q)                                        Hinton; Minitron, arXiv 2407.14679, sec. 4
+    reverse_kl       KL(q || p)                                        MiniLLM, arXiv 2306.08543
+    js               b KL(p || m) + (1 - b) KL(q || m), m = b p + (1 - b) q      GKD, arXiv 2306.13649; b: js_beta
+    skew_kl          KL(p || a p + (1 - a) q)                          DistiLLM, arXiv 2402.03898; a: skew_alpha
+    skew_reverse_kl  KL(q || a q + (1 - a) p)                          the same
+
+The gradient of a softened divergence with respect to s is its gradient to s / T over T, and the difference of the two
+softmaxes shrinks as 1/T too, so T^2 keeps its size the same for every temperature and the mix with the cross-entropy
+means the same.
+
+Full logits, forward KL, temperature 1 and no cross-entropy is what heals language models best (Minitron).
 """
 
 from __future__ import annotations
@@ -17,8 +26,10 @@ from typing import TYPE_CHECKING
 from compress.errors import UserError
 
 if TYPE_CHECKING:
-    from compress_kernels import FusedLoss
+    from compress_kernels import Divergences, FusedLoss
     from torch import Tensor
+
+DIVERGENCES = ("kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl")
 
 
 @dataclass
@@ -31,12 +42,38 @@ class Logits:
     """Weight of the KL divergence from the teacher."""
     ce: float = 0.0
     """Weight of the cross-entropy with the text itself."""
+    reverse_kl: float = 0.0
+    """Weight of the KL divergence of the teacher from the student: seeks modes instead of covering them."""
+    js: float = 0.0
+    """Weight of the generalized Jensen-Shannon divergence."""
+    js_beta: float = 0.5
+    """Its share of the teacher in the mixture, between 0 and 1."""
+    skew_kl: float = 0.0
+    """Weight of the KL divergence of a mixture of both from the teacher."""
+    skew_reverse_kl: float = 0.0
+    """Weight of the KL divergence of a mixture of both from the student."""
+    skew_alpha: float = 0.1
+    """Share of the distribution itself in the mixtures of the two skewed terms, between 0 and 1."""
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(f"loss.temperature={self.temperature} must be above zero.")
-        if self.kl < 0 or self.ce < 0 or self.kl + self.ce == 0:
-            raise UserError(f"loss.kl={self.kl} and loss.ce={self.ce}: both at least zero, and one above.")
+        weights = {name: getattr(self, name) for name in (*DIVERGENCES, "ce")}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            given = ", ".join(f"loss.{name}={weight}" for name, weight in weights.items())
+            raise UserError(f"{given}: all at least zero, and one above.", "The default is loss.kl=1.")
+        for name in ("js_beta", "skew_alpha"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(
+                    f"loss.{name}={getattr(self, name)} is a share in a mixture: above 0 and below 1.",
+                    "At the ends the term is loss.kl or loss.reverse_kl, or nothing.",
+                )
+
+    def divergences(self) -> Divergences:
+        """The weights as the kernel takes them."""
+        from compress_kernels import Divergences
+
+        return Divergences(*(getattr(self, name) for name in DIVERGENCES), beta=self.js_beta, alpha=self.skew_alpha)
 
     def __call__(
         self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], ids: Tensor, scored: Tensor
@@ -61,6 +98,6 @@ class Logits:
             labels=ids[:, 1:].flatten() if self.ce else None,
             mask=scored.flatten(),
             temperature=self.temperature,
-            kl=self.kl,
+            terms=self.divergences(),
             ce=self.ce,
         )

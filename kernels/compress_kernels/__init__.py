@@ -13,6 +13,7 @@ from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
 from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
+from compress_kernels.rows import Divergences
 from compress_kernels.sweep import Sweep, Swept, sweep_columns
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "NF4_CODE",
     "Blockwise4bit",
     "Divergence",
+    "Divergences",
     "FusedLoss",
     "Sweep",
     "Swept",

@@ -4,13 +4,21 @@ Hinton et al. (arXiv:1503.02531); the gradient taken in the forward pass follows
 arXiv:2410.10989). For a valid token with student logits s = W h, teacher logits t = U g (V entries each), temperature
 T and label y:
 
-    p = softmax(t/T)    q = softmax(s/T)    KL(p || q) = sum_v p_v (log p_v - log q_v)    CE = -log softmax(s)_y
-    total = mean over valid tokens of  kl * T^2 * KL(p || q) + ce * CE
+    p = softmax(t/T)    q = softmax(s/T)    CE = -log softmax(s)_y
+    total = mean over valid tokens of  T^2 * sum_i w_i D_i(p, q) + ce * CE
 
-T^2 keeps the size of the gradient independent of T (the logits' gradient shrinks as 1/T^2). The gradient, with u =
-softmax(s):
+with the weights w_i of `Divergences`: forward KL(p || q) (covers the teacher's modes), reverse KL(q || p) (MiniLLM,
+arXiv:2306.08543: seeks them), generalized Jensen-Shannon (GKD, arXiv:2306.13649), skewed KL and its reverse
+(DistiLLM, arXiv:2402.03898). T^2 keeps the size of the gradient independent of T (the logits' gradient shrinks as
+1/T^2: once by the chain rule, once because the softmaxes differ by 1/T). With u = softmax(s) and z = s/T:
 
-    d KL / d s = (q - p) / T      d CE / d s = u - onehot(y)      =>  G = kl T (q - p) + ce (u - onehot(y))
+    d KL(p || q) / d z = q - p      d CE / d s = u - onehot(y)
+    any other D = sum_v g(p_v, q_v):  d D / d z = q (psi - sum_v q_v psi_v),  psi = d g / d q  up to a constant:
+        reverse KL          log(q/p)
+        Jensen-Shannon      (1 - beta) log(q/m)                               m = beta p + (1 - beta) q
+        skewed KL           (1 - alpha)^2 (q - p) / m                         m = alpha p + (1 - alpha) q
+        its reverse         log(q/m) + alpha (1 - alpha) (p - q) / m          m = alpha q + (1 - alpha) p
+    =>  G = T [w_kl (q - p) + q (psi - sum q psi)] + ce (u - onehot(y))
     d total / d h = W^T G / N     d total / d W = sum over tokens of G h^T / N          (N valid tokens)
 
 so no [T, V] tensor needs to live: a chunk of rows is projected, G replaces the student's logits in place, two
@@ -19,7 +27,8 @@ underflow).
 
 Roofline at N tokens, width D: 8 N V D operations in four products (6 without the gradient to W), against 6 bytes of
 logit traffic per token and entry in the row pass (bf16, each logit read once and written once). At D = 576 the
-products are 768 operations per byte: compute bound, so the row pass only has to be fast enough not to show.
+products are 768 operations per byte: compute bound, so the row pass only has to be fast enough not to show. Terms
+other than the forward KL need sum q psi before the gradient: one more sweep over a row that is in cache.
 
 Memory: WORKSPACE bytes for the two logit chunks plus casts and products in slices, besides the returned gradients.
 The head's gradient is summed over chunks in the head's own dtype: fp32 for an fp32 head (mixed precision), bf16 for a
@@ -36,12 +45,14 @@ from torch import Tensor
 
 from compress_kernels.backend import backend
 from compress_kernels.chunks import accumulate, chunked_logits, pull_back
-from compress_kernels.rows import RowRequest
+from compress_kernels.rows import Divergences, RowRequest
+
+FORWARD = Divergences()
 
 
 class FusedLoss(NamedTuple):
-    """total: scalar that carries the gradient; kl, ce: detached means per valid token, kl without its weight and
-    T^2."""
+    """total: scalar that carries the gradient; kl, ce: detached means per valid token. kl is the forward KL at this
+    temperature, without weight and T^2, whatever the terms are: the same measure for all of them."""
 
     total: Tensor
     kl: Tensor
@@ -59,15 +70,15 @@ class Divergence(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Terms:
+class _Loss:
     temperature: float
-    kl: float
+    terms: Divergences
     ce: float
     hidden_gradient: bool
     head_gradient: bool
 
 
-_Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _divergence_rows(
@@ -75,25 +86,25 @@ def _divergence_rows(
     teacher: Tensor,
     labels: Tensor | None,
     temperature: float,
-    kl_scale: float,
-    ce_scale: float,
+    terms: list[float],
+    ce: float,
     want_gradient: bool,
     want_top1: bool,
 ) -> _Rows:
-    request = RowRequest(student, teacher, labels, temperature, kl_scale, ce_scale, want_gradient, want_top1)
+    request = RowRequest(student, teacher, labels, temperature, Divergences(*terms), ce, want_gradient, want_top1)
     result = backend(student.device).divergence_rows(request)
-    return result.kl, result.nll_student, result.nll_teacher, result.top1_equal
+    return result.kl, result.weighted, result.nll_student, result.nll_teacher, result.top1_equal
 
 
 def _divergence_rows_fake(student: Tensor, *_: object) -> _Rows:
-    kl, nll_student, nll_teacher = (student.new_empty(student.shape[0], dtype=torch.float32) for _ in range(3))
-    return kl, nll_student, nll_teacher, student.new_empty(student.shape[0], dtype=torch.bool)
+    rows = [student.new_empty(student.shape[0], dtype=torch.float32) for _ in range(4)]
+    return rows[0], rows[1], rows[2], rows[3], student.new_empty(student.shape[0], dtype=torch.bool)
 
 
 torch.library.define(
     "compress_kernels::divergence_rows",
-    "(Tensor(a!) student, Tensor teacher, Tensor? labels, float temperature, float kl_scale, float ce_scale, "
-    "bool want_gradient, bool want_top1) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor(a!) student, Tensor teacher, Tensor? labels, float temperature, float[] terms, float ce, "
+    "bool want_gradient, bool want_top1) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("compress_kernels::divergence_rows", ("cpu", "cuda"), _divergence_rows)
 torch.library.register_fake("compress_kernels::divergence_rows", _divergence_rows_fake)
@@ -110,20 +121,19 @@ class _FusedKL(torch.autograd.Function):
         teacher_hidden: Tensor,
         teacher_head: Tensor,
         labels: Tensor | None,
-        terms: _Terms,
+        loss: _Loss,
     ) -> tuple[Tensor, Tensor]:
-        want = terms.hidden_gradient or terms.head_gradient
-        hidden_gradient = torch.empty_like(student_hidden) if terms.hidden_gradient else None
-        head_gradient = torch.zeros_like(student_head) if terms.head_gradient else None
-        kl, ce = (torch.zeros((), dtype=torch.float64, device=student_hidden.device) for _ in range(2))
-        scales = terms.temperature, terms.kl * terms.temperature**2, terms.ce
+        want = loss.hidden_gradient or loss.head_gradient
+        hidden_gradient = torch.empty_like(student_hidden) if loss.hidden_gradient else None
+        head_gradient = torch.zeros_like(student_head) if loss.head_gradient else None
+        sums = torch.zeros(3, dtype=torch.float64, device=student_hidden.device)
+        terms = loss.terms.scaled(loss.temperature**2).as_list()
         for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
             chosen = None if labels is None else labels[chunk.tokens]
             rows = torch.ops.compress_kernels.divergence_rows(
-                chunk.student, chunk.teacher, chosen, *scales, want, False
+                chunk.student, chunk.teacher, chosen, loss.temperature, terms, loss.ce, want, False
             )
-            kl += rows[0].sum(dtype=torch.float64)
-            ce += rows[1].sum(dtype=torch.float64)
+            sums += torch.stack([row.sum(dtype=torch.float64) for row in rows[:3]])
             with torch.autocast(student_hidden.device.type, enabled=False):
                 if hidden_gradient is not None:
                     hidden_gradient[chunk.tokens] = pull_back(chunk.student, student_head)
@@ -131,10 +141,10 @@ class _FusedKL(torch.autograd.Function):
                     accumulate(chunk.student, chunk.hidden, head_gradient)
         ctx.gradients = hidden_gradient, head_gradient
         ctx.set_materialize_grads(False)
-        total = scales[1] * kl + terms.ce * ce
-        means = torch.stack([kl, ce]).float()
-        ctx.mark_non_differentiable(means)
-        return total.float(), means
+        kl, weighted, ce = sums.unbind()
+        reported = torch.stack([kl, ce]).float()
+        ctx.mark_non_differentiable(reported)
+        return (weighted + loss.ce * ce).float(), reported
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -177,10 +187,10 @@ def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five 
     labels: Tensor | None = None,
     mask: Tensor | None = None,
     temperature: float = 1.0,
-    kl: float = 1.0,
+    terms: Divergences = FORWARD,
     ce: float = 0.0,
 ) -> FusedLoss:
-    """Mean over valid tokens of kl * temperature^2 * KL(teacher || student) + ce * CE(student, labels).
+    """Mean over valid tokens of temperature^2 * sum of `terms` (teacher, student) + ce * CE(student, labels).
 
     student_hidden: [T, Ds], student_head: [V, Ds], teacher_hidden: [T, Dt], teacher_head: [V, Dt], in bf16, fp16 or
     fp32; labels: int64 [T], already shifted, -100 for a token to leave out; mask: bool or 0/1 [T]. A token is valid
@@ -205,9 +215,14 @@ def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five 
         student_hidden, teacher_hidden = student_hidden[index], teacher_hidden[index]
         labels = None if labels is None else labels[index]
     graph = torch.is_grad_enabled()
-    terms = _Terms(temperature, kl, ce, graph and student_hidden.requires_grad, graph and student_head.requires_grad)
+    wanted = graph and student_hidden.requires_grad, graph and student_head.requires_grad
     total, sums = _FusedKL.apply(  # type: ignore[no-untyped-call]
-        student_hidden, student_head, teacher_hidden.detach(), teacher_head.detach(), labels, terms
+        student_hidden,
+        student_head,
+        teacher_hidden.detach(),
+        teacher_head.detach(),
+        labels,
+        _Loss(temperature, terms, ce, *wanted),
     )
     count = max(1, student_hidden.shape[0])
     return FusedLoss(total / count, sums[0] / count, sums[1] / count)
@@ -231,9 +246,12 @@ def divergence(
     for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
         chosen = labels[chunk.tokens]
         parts.append(
-            torch.ops.compress_kernels.divergence_rows(chunk.student, chunk.teacher, chosen, 1.0, 0.0, 0.0, False, True)
+            torch.ops.compress_kernels.divergence_rows(
+                chunk.student, chunk.teacher, chosen, 1.0, FORWARD.as_list(), 0.0, False, True
+            )
         )
     if not parts:
         empty = student_hidden.new_empty(0, dtype=torch.float32)
         return Divergence(empty, empty, empty, empty.bool())
-    return Divergence(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    kl, _, *others = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Divergence(kl, *others)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from compress.errors import UserError
 
 if TYPE_CHECKING:
-    from compress_kernels import Divergences, FusedLoss
+    from compress_kernels import Divergences, FusedLoss, SparseTargets
     from torch import Tensor
 
 DIVERGENCES = ("kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl")
@@ -76,28 +76,45 @@ class Logits:
         return Divergences(*(getattr(self, name) for name in DIVERGENCES), beta=self.js_beta, alpha=self.skew_alpha)
 
     def __call__(
-        self, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], ids: Tensor, scored: Tensor
+        self,
+        student: tuple[Tensor, Tensor],
+        teacher: tuple[Tensor, Tensor] | SparseTargets,
+        ids: Tensor,
+        scored: Tensor,
     ) -> FusedLoss:
         """Mean loss over the scored positions.
 
         Args:
             student: last hidden states [batch, length, width] and head weight [vocab, width].
-            teacher: the same of the teacher; widths may differ, vocabularies may not.
+            teacher: the same of the teacher (widths may differ, vocabularies may not), or what a store holds of it.
             ids: tokens [batch, length], int64.
             scored: bool [batch, length - 1], whether position i predicts a real token.
         """
-        from compress_kernels import fused_kl
+        from compress_kernels import SparseTargets, fused_kl, sparse_kl
 
         # position i predicts token i + 1: the last one predicts nothing we know
-        hidden, teacher_hidden = student[0][:, :-1].flatten(0, 1), teacher[0][:, :-1].flatten(0, 1)
+        hidden = student[0][:, :-1].flatten(0, 1)
+        labels, mask = ids[:, 1:].flatten() if self.ce else None, scored.flatten()
+        terms = self.divergences()
+        if isinstance(teacher, SparseTargets):
+            return sparse_kl(
+                hidden,
+                student[1],
+                teacher,
+                labels=labels,
+                mask=mask,
+                temperature=self.temperature,
+                terms=terms,
+                ce=self.ce,
+            )
         return fused_kl(
             hidden,
             student[1],
-            teacher_hidden,
+            teacher[0][:, :-1].flatten(0, 1),
             teacher[1],
-            labels=ids[:, 1:].flatten() if self.ce else None,
-            mask=scored.flatten(),
+            labels=labels,
+            mask=mask,
             temperature=self.temperature,
-            terms=self.divergences(),
+            terms=terms,
             ce=self.ce,
         )

@@ -9,11 +9,13 @@ from compress_kernels.blockwise4bit import (
     quantize_4bit,
     quantize_scales,
 )
+from compress_kernels.chunked_loss import FusedLoss
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
-from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+from compress_kernels.fused_kl import Divergence, divergence, fused_kl
 from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
 from compress_kernels.rows import Divergences
+from compress_kernels.sparse_kl import SparseTargets, sparse_kl, sparse_targets
 from compress_kernels.sweep import Sweep, Swept, sweep_columns
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Divergence",
     "Divergences",
     "FusedLoss",
+    "SparseTargets",
     "Sweep",
     "Swept",
     "backend_name",
@@ -39,5 +42,7 @@ __all__ = [
     "quantize_4bit",
     "quantize_rows_int8",
     "quantize_scales",
+    "sparse_kl",
+    "sparse_targets",
     "sweep_columns",
 ]

@@ -37,26 +37,18 @@ bf16 head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from compress_kernels.backend import backend
-from compress_kernels.chunks import accumulate, chunked_logits, pull_back
+from compress_kernels.chunked_loss import Done, FusedLoss, check_tokens, chunked_loss, valid_tokens
+from compress_kernels.chunks import chunked_logits
 from compress_kernels.rows import Divergences, RowRequest
 
 FORWARD = Divergences()
-
-
-class FusedLoss(NamedTuple):
-    """total: scalar that carries the gradient; kl, ce: detached means per valid token. kl is the forward KL at this
-    temperature, without weight and T^2, whatever the terms are: the same measure for all of them."""
-
-    total: Tensor
-    kl: Tensor
-    ce: Tensor
 
 
 class Divergence(NamedTuple):
@@ -67,15 +59,6 @@ class Divergence(NamedTuple):
     nll_student: Tensor
     nll_teacher: Tensor
     top1_equal: Tensor
-
-
-@dataclass(frozen=True)
-class _Loss:
-    temperature: float
-    terms: Divergences
-    ce: float
-    hidden_gradient: bool
-    head_gradient: bool
 
 
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -110,56 +93,6 @@ torch.library.impl("compress_kernels::divergence_rows", ("cpu", "cuda"), _diverg
 torch.library.register_fake("compress_kernels::divergence_rows", _divergence_rows_fake)
 
 
-class _FusedKL(torch.autograd.Function):
-    """Sums over tokens forward; the gradients are made then and only scaled backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_hidden: Tensor,
-        student_head: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: Tensor,
-        labels: Tensor | None,
-        loss: _Loss,
-    ) -> tuple[Tensor, Tensor]:
-        want = loss.hidden_gradient or loss.head_gradient
-        hidden_gradient = torch.empty_like(student_hidden) if loss.hidden_gradient else None
-        head_gradient = torch.zeros_like(student_head) if loss.head_gradient else None
-        sums = torch.zeros(3, dtype=torch.float64, device=student_hidden.device)
-        terms = loss.terms.scaled(loss.temperature**2).as_list()
-        for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
-            chosen = None if labels is None else labels[chunk.tokens]
-            rows = torch.ops.compress_kernels.divergence_rows(
-                chunk.student, chunk.teacher, chosen, loss.temperature, terms, loss.ce, want, False
-            )
-            sums += torch.stack([row.sum(dtype=torch.float64) for row in rows[:3]])
-            with torch.autocast(student_hidden.device.type, enabled=False):
-                if hidden_gradient is not None:
-                    hidden_gradient[chunk.tokens] = pull_back(chunk.student, student_head)
-                if head_gradient is not None:
-                    accumulate(chunk.student, chunk.hidden, head_gradient)
-        ctx.gradients = hidden_gradient, head_gradient
-        ctx.set_materialize_grads(False)
-        kl, weighted, ce = sums.unbind()
-        reported = torch.stack([kl, ce]).float()
-        ctx.mark_non_differentiable(reported)
-        return (weighted + loss.ce * ce).float(), reported
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("fused_kl's gradient is made once, in its forward pass: call it again to backward again")
-        hidden_gradient, head_gradient = ctx.gradients
-        ctx.gradients = None  # lets autograd keep the buffers as .grad instead of copying them
-        if upstream[0] is None:
-            return (None,) * 6
-        for gradient in (hidden_gradient, head_gradient):
-            if gradient is not None:
-                gradient.mul_(upstream[0].to(gradient.device))
-        return hidden_gradient, head_gradient, None, None, None, None
-
-
 def _check(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> None:
     for name, hidden, head in (("student", student_hidden, student_head), ("teacher", teacher_hidden, teacher_head)):
         if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
@@ -171,11 +104,6 @@ def _check(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor,
     if student_head.shape[0] != teacher_head.shape[0]:
         given = f"{student_head.shape[0]} and {teacher_head.shape[0]}"
         raise ValueError(f"student and teacher heads have {given} rows: expected one vocabulary")
-
-
-def _check_tokens(name: str, given: Tensor | None, tokens: int) -> None:
-    if given is not None and given.shape != (tokens,):
-        raise ValueError(f"{name} has shape {tuple(given.shape)}: expected ({tokens},), one per token")
 
 
 def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five plain values
@@ -200,32 +128,23 @@ def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five 
     Raises ValueError for shapes that do not fit, temperature <= 0, or ce without labels.
     """
     _check(student_hidden, student_head, teacher_hidden, teacher_head)
-    tokens = student_hidden.shape[0]
-    _check_tokens("labels", labels, tokens)
-    _check_tokens("mask", mask, tokens)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: expected a number above 0")
-    if labels is None and ce != 0:
-        raise ValueError(f"ce is {ce} but there are no labels: pass labels, or ce=0")
-    valid = torch.ones(tokens, dtype=torch.bool, device=student_hidden.device) if mask is None else mask.bool()
-    if labels is not None:
-        valid = valid & (labels >= 0)
-    if not bool(valid.all()):
-        index = valid.nonzero()[:, 0]
+    index = valid_tokens(student_hidden, labels, mask, temperature, ce)
+    if index is not None:
         student_hidden, teacher_hidden = student_hidden[index], teacher_hidden[index]
         labels = None if labels is None else labels[index]
-    graph = torch.is_grad_enabled()
-    wanted = graph and student_hidden.requires_grad, graph and student_head.requires_grad
-    total, sums = _FusedKL.apply(  # type: ignore[no-untyped-call]
-        student_hidden,
-        student_head,
-        teacher_hidden.detach(),
-        teacher_head.detach(),
-        labels,
-        _Loss(temperature, terms, ce, *wanted),
-    )
-    count = max(1, student_hidden.shape[0])
-    return FusedLoss(total / count, sums[0] / count, sums[1] / count)
+    teacher = teacher_hidden.detach(), teacher_head.detach()
+    weights = terms.scaled(temperature**2).as_list()
+
+    def produce(hidden: Tensor, head: Tensor, want: bool) -> Iterator[Done]:
+        for chunk in chunked_logits(hidden, head, *teacher):
+            chosen = None if labels is None else labels[chunk.tokens]
+            rows = torch.ops.compress_kernels.divergence_rows(
+                chunk.student, chunk.teacher, chosen, temperature, weights, ce, want, False
+            )
+            sums = torch.stack([row.sum(dtype=torch.float64) for row in rows[:3]])
+            yield Done(chunk.tokens, chunk.hidden, chunk.student, sums)
+
+    return chunked_loss(student_hidden, student_head, produce, ce)
 
 
 @torch.no_grad()
@@ -241,7 +160,7 @@ def divergence(
     Shapes and errors as fused_kl; a token with a negative label still gets its divergence.
     """
     _check(student_hidden, student_head, teacher_hidden, teacher_head)
-    _check_tokens("labels", labels, student_hidden.shape[0])
+    check_tokens("labels", labels, student_hidden.shape[0])
     parts: list[_Rows] = []
     for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
         chosen = labels[chunk.tokens]

@@ -146,7 +146,8 @@ def linear_4bit(
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
-def _nll(log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
+def nll(log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
+    """Negative log-likelihood of each row's label, 0 where it is none."""
     rows, vocab = log_probabilities.shape
     if labels is None:
         return torch.zeros(rows, device=log_probabilities.device, dtype=log_probabilities.dtype)
@@ -225,8 +226,8 @@ def _divergence_rows(request: RowRequest, rows: slice) -> tuple[Tensor, ...]:
     kl = _kl(log_teacher, log_student)
     weighted = terms.kl * kl if terms.only_forward else weighted_divergence(log_teacher, log_student, terms)
     log_plain = F.log_softmax(student, dim=1)
-    nll_student = _nll(log_plain, labels)
-    nll_teacher = _nll(F.log_softmax(teacher, dim=1), labels)
+    nll_student = nll(log_plain, labels)
+    nll_teacher = nll(F.log_softmax(teacher, dim=1), labels)
     top1 = torch.zeros(student.shape[0], dtype=torch.bool, device=student.device)
     if request.want_top1:
         top1 = student.argmax(dim=1) == teacher.argmax(dim=1)

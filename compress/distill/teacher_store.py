@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 VERSION = 1
 PART = 64
 """Windows in a file."""
+BATCH = 4
+"""Windows that the teacher computes at a time."""
 SMALL_VOCABULARY = 1 << 16
 
 
@@ -153,7 +155,7 @@ def _part(model: Any, ids: Tensor, kept: Kept, number: int) -> dict[str, Tensor]
     generator = torch.Generator().manual_seed((kept.seed << 20) + number) if kept.sampled else None
     head = model.get_output_embeddings().weight
     columns: dict[str, list[Tensor]] = {}
-    for few in ids.split(4):
+    for few in torch.split(ids, BATCH):
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=kept.bf16):
             hidden = model.base_model(input_ids=few, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
             found = sparse_targets(hidden, head, kept.k, kept.temperature, generator)

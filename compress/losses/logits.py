@@ -73,7 +73,7 @@ class Logits:
         """The weights as the kernel takes them."""
         from compress_kernels import Divergences
 
-        return Divergences(*(getattr(self, name) for name in DIVERGENCES), beta=self.js_beta, alpha=self.skew_alpha)
+        return Divergences(*(getattr(self, name) for name in DIVERGENCES), self.js_beta, self.skew_alpha)
 
     def __call__(
         self,

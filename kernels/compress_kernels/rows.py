@@ -33,8 +33,7 @@ class Divergences:
 
     def scaled(self, factor: float) -> Divergences:
         """All weights times `factor`."""
-        weights = (factor * weight for weight in self.weights)
-        return Divergences(*weights, beta=self.beta, alpha=self.alpha)
+        return Divergences(*(factor * weight for weight in self.weights), self.beta, self.alpha)
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -4,8 +4,8 @@
 
 DIR of the student: a pruned checkpoint (a result of `+pipeline=prune_only`; `prune_plan.json` in it maps the layers).
 FILE: any text `data=text` reads. Every form heals the same student on the same windows; the KL is to the teacher,
-forward, at temperature 1, whatever was trained on. A row goes to results/distill_terms.csv as soon as it is measured, and a second
-run of the command goes on after the rows of the same tokens.
+forward, at temperature 1, whatever was trained on. A row goes to results/distill_terms.csv as soon as it is measured,
+and a second run of the command goes on after the rows of the same tokens.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main() -> None:
     for name in ("student", "teacher", "train", "measured", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=4, help="windows of 256 tokens in an optimizer step")
     parser.add_argument("--windows", type=int, default=16, help="held-out windows of 1,024 tokens")
     parser.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS))
     options = parser.parse_args()
@@ -93,7 +94,7 @@ def main() -> None:
     for form in options.forms:
         if (form, str(options.tokens)) in done:
             continue
-        train = Training(tokens=options.tokens, rate=2e-4, schedule=Schedule.linear, own_share=0.0)
+        train = Training(tokens=options.tokens, batch=options.batch, rate=2e-4, schedule=Schedule.linear, own_share=0.0)
         folder = options.work / "healed"
         for place in (folder, options.work / "progress"):
             shutil.rmtree(place, ignore_errors=True)

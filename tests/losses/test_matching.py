@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from compress.data.windows import Windows
 from compress.errors import UserError
 from compress.losses.matching import Kept, LayerMap, Matched, projection
 from compress.losses.terms import Terms
+from compress.stage import Quiet
 from compress.train.module import Distillation
 from compress.train.settings import Training
 from tests.models import tiny
@@ -112,3 +116,41 @@ def test_projection_starts_where_the_plan_put_the_channels() -> None:
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match=r"loss.hidden=-1"):
         Terms(hidden=-1)
+
+
+def test_killed_training_goes_on_with_its_projection_and_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """Width-pruned by half: student and projection after a kill are those of an undisturbed run."""
+    from compress.train.fit import fit
+
+    windows = Windows(torch.randint(3, 300, (12, 16), dtype=torch.int32), torch.full((12,), 16, dtype=torch.int32))
+    settings = Training(length=16, batch=2, checkpoint_seconds=1e-6)
+
+    def run(scratch: Path, dies_at: int = -1) -> dict[str, Tensor]:
+        scratch.mkdir(exist_ok=True)
+        resuming = any(scratch.glob("progress-*"))
+        device = SimpleNamespace(device=torch.device("cpu"))
+        context: Any = SimpleNamespace(scratch=scratch, progress=Quiet(), fabric=device)
+        student, teacher = pair(hidden_size=32, num_hidden_layers=2)
+        loss = Matched(Terms(hidden=1.0, attention=1.0), student, teacher, None)
+        calls: list[None] = []
+
+        def fails(*_: object) -> None:
+            calls.append(None)
+            if len(calls) == dies_at:
+                raise OSError("killed")
+
+        loss.register_forward_pre_hook(fails)
+        fitted = fit(student, teacher, loss, windows, settings, context)
+        assert fitted.steps == 6 and len(calls) == 6 - fitted.resumed_at
+        assert (fitted.resumed_at > 0) == resuming
+        return student.state_dict() | loss.state_dict()
+
+    torch.manual_seed(0)
+    undisturbed = run(tmp_path / "a")
+    with pytest.raises(OSError, match="killed"):
+        run(tmp_path / "b", dies_at=4)
+    assert any(tmp_path.glob("b/progress-*"))
+    torch.manual_seed(7)
+    resumed = run(tmp_path / "b")
+    assert undisturbed.keys() == resumed.keys() and "projections.hidden.weight" in resumed
+    assert all(torch.equal(undisturbed[name], resumed[name]) for name in undisturbed)

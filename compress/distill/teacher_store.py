@@ -165,10 +165,8 @@ def _part(model: Any, ids: Tensor, kept: Kept, number: int) -> dict[str, Tensor]
             columns.setdefault("entropy", []).append(found.entropy.cpu())
         if found.log_mass is not None:
             columns.setdefault("log_mass", []).append(found.log_mass.to("cpu", torch.float16))
-    return {
-        name: torch.cat(parts).unflatten(0, (len(ids), ids.shape[1] - 1)).contiguous()
-        for name, parts in columns.items()
-    }
+    whole = {name: torch.cat(parts) for name, parts in columns.items()}
+    return {name: t.view(len(ids), ids.shape[1] - 1, *t.shape[1:]) for name, t in whole.items()}
 
 
 class FromFiles(StoredTeacher):

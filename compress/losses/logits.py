@@ -73,7 +73,8 @@ class Logits:
         """The weights as the kernel takes them."""
         from compress_kernels import Divergences
 
-        return Divergences(*(getattr(self, name) for name in DIVERGENCES), self.js_beta, self.skew_alpha)
+        weights = {name: getattr(self, name) for name in DIVERGENCES}
+        return Divergences(**weights, beta=self.js_beta, alpha=self.skew_alpha)
 
     def __call__(
         self,

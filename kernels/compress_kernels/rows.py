@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from torch import Tensor
 
@@ -33,7 +33,8 @@ class Divergences:
 
     def scaled(self, factor: float) -> Divergences:
         """All weights times `factor`."""
-        return Divergences(*(factor * weight for weight in self.weights), self.beta, self.alpha)
+        names = ("kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl")
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ orthogonal matrix. It is trained beside the student, saved with its progress, an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,10 +63,24 @@ class Kept:
     channels: tuple[int, ...]
 
 
+_Key = tuple[str, str, int]  # student or teacher, kind of state, layer
+
+
+def _note_input(seen: dict[_Key, Tensor], key: _Key, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    seen[key] = inputs[0]
+
+
+def _note_output(
+    seen: dict[_Key, Tensor], key: _Key, _module: nn.Module, _inputs: Any, output: Tensor | tuple[Any, ...]
+) -> None:
+    seen[key] = output[0] if isinstance(output, tuple) else output
+
+
 class Matched(nn.Module):
     """The logits loss with matching terms: what a training calls, and the projections that train with it.
 
-    Forward hooks note the states of both models as they compute. `close` takes them off.
+    Forward hooks note the states of both models as they compute; `close` takes them off. All of it pickles together
+    with the two models, so that a training can be handed to other processes.
     """
 
     def __init__(self, terms: Terms, student: Any, teacher: Any, kept: Kept | None) -> None:
@@ -73,7 +88,7 @@ class Matched(nn.Module):
         self.terms = terms
         count, teacher_count = student.config.num_hidden_layers, teacher.config.num_hidden_layers
         layers = LayerMap.uniform(count, teacher_count) if kept is None else LayerMap.of(kept.layers, teacher_count)
-        self._seen: dict[tuple[str, str, int], Tensor] = {}
+        self._seen: dict[_Key, Tensor] = {}
         self._handles: list[Any] = []
         self.pairs: dict[str, list[tuple[int, int]]] = {}
         targets = {"hidden": layers.ends, "attention": layers.starts}
@@ -91,17 +106,13 @@ class Matched(nn.Module):
 
     def _watch(self, model: Any, side: str, kind: str, index: int) -> None:
         modules = adapter_for(model.config).modules
-        decoder, layer = model, modules.layer(index)
-
-        def note(value: Any) -> None:
-            self._seen[side, kind, index] = value[0] if isinstance(value, tuple) else value
-
+        layer, key = modules.layer(index), (side, kind, index)
         if kind == "hidden":
-            watched = decoder.get_submodule(layer)
-            self._handles.append(watched.register_forward_hook(lambda _, __, output: note(output)))
+            hook = model.get_submodule(layer).register_forward_hook(partial(_note_output, self._seen, key))
         else:
-            first = decoder.get_submodule(f"{layer}.{modules.attention[0]}")
-            self._handles.append(first.register_forward_pre_hook(lambda _, inputs: note(inputs)))
+            first = model.get_submodule(f"{layer}.{modules.attention[0]}")
+            hook = first.register_forward_pre_hook(partial(_note_input, self._seen, key))
+        self._handles.append(hook)
 
     def forward(self, student: tuple[Tensor, Tensor], teacher: Any, ids: Tensor, scored: Tensor) -> FusedLoss:
         """As `Logits.__call__`, after both models have run on `ids`; `total` has the matching terms in it."""

@@ -31,11 +31,8 @@ from torch import Tensor
 from compress_kernels.chunked_loss import Done, FusedLoss, chunked_loss, valid_tokens
 from compress_kernels.chunks import Side, chunked
 from compress_kernels.fused_kl import FORWARD
-from compress_kernels.reference import nll, slopes, weighted_divergence
+from compress_kernels.reference_rows import SLICE, nll, slopes, weighted_divergence
 from compress_kernels.rows import Divergences
-
-SLICE = 2**19
-"""Logits that are worked on at a time in fp32."""
 
 
 @dataclass(frozen=True)

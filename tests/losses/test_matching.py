@@ -104,6 +104,19 @@ def test_projection_trains_is_saved_and_is_no_part_of_the_student() -> None:
     assert not loss._seen
 
 
+def test_goes_to_another_process_with_its_models() -> None:
+    """Pickled and read back in one piece, the hooks note what the copies compute."""
+    import pickle
+
+    student, teacher = pair(hidden_size=32)
+    loss = Matched(Terms(hidden=1.0, attention=0.5), student, teacher, None)
+    copied = pickle.loads(pickle.dumps((student, teacher, loss)))
+    totals = []
+    for ours, theirs, terms in (copied, (student, teacher, loss)):
+        totals.append(float(Distillation(ours, theirs, terms, Training(), 4).training_step(batch(), 0)))
+    assert totals[0] == totals[1]
+
+
 def test_projection_starts_where_the_plan_put_the_channels() -> None:
     weight = projection(3, 5, (0, 2, 4)).weight
     x = torch.tensor([1.0, 2.0, 3.0])

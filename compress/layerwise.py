@@ -6,7 +6,8 @@ after pruning and calibrated quantization both walk like this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,3 +103,30 @@ def watching(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def already_known(model: Any, path: str, inputs: Sequence[Tensor], attention: bool) -> Iterator[None]:
+    """Inside, the block that ends with the projection at `path` is not computed again: its inputs are known.
+
+    Calls of the attention or MLP give the projection of `inputs`, one after the other and from the start again, so the
+    batches have to come in the order in which the inputs were seen.
+
+    Args:
+        model: whose layers are run.
+        path: of the block's last projection: `Modules.head_outputs` or `Modules.neurons`.
+        inputs: of that projection, batch by batch.
+        attention: whether the block is an attention, which gives its weights too (None here).
+    """
+    block, projection = model.get_submodule(path.rpartition(".")[0]), model.get_submodule(path)
+    calls = itertools.cycle(inputs)
+
+    def known(*_: Any, **__: Any) -> Any:
+        out = projection(next(calls))
+        return (out, None) if attention else out
+
+    block.forward = known
+    try:
+        yield
+    finally:
+        del block.forward

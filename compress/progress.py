@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from compress.stage import Advance
 
 log = logging.getLogger("compress")
+
+SILENCE = 30.0
+"""Seconds after which a log file hears how far a long step is."""
 
 
 class Terminal:
@@ -26,8 +30,6 @@ class Terminal:
     @contextmanager
     def bar(self, description: str, total: float) -> Iterator[Advance]:
         """A bar that goes away when it is full; the line that stays says how long it took."""
-        import time
-
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -49,7 +51,10 @@ class Terminal:
         begin = time.monotonic()
         with Progress(*columns, console=self.console, transient=True, disable=not self.bars) as progress:
             task = progress.add_task(label, total=total)
-            yield lambda units: progress.advance(task, units)
+            if self.bars:
+                yield lambda units: progress.advance(task, units)
+            else:
+                yield Lines(label, total, self.console.print)
         seconds = time.monotonic() - begin
         log.info("%s: %.1f s", label, seconds)
         if seconds >= 2:
@@ -64,3 +69,26 @@ class Terminal:
         """One line that stands out."""
         log.info(message)
         self.console.print(message, style="bold", markup=False)
+
+
+class Lines:
+    """Where there is no terminal: now and then a line that says how far a step is and how long it will take."""
+
+    def __init__(self, label: str, total: float, show: Callable[[str], object]) -> None:
+        self.label, self.total, self.show = label, total, show
+        self.done = 0.0
+        self.begin = self.last = time.monotonic()
+        self.first: float | None = None
+        """What was done before this process began, as a resumed step says at once."""
+
+    def __call__(self, units: float) -> None:
+        """`units` more are done."""
+        now = time.monotonic()
+        self.done += units
+        if self.first is None:
+            self.first = units if now - self.begin < 1 else 0.0
+        new = self.done - self.first
+        if now - self.last >= SILENCE and new > 0 and self.done < self.total:
+            self.last = now
+            left = (now - self.begin) / new * (self.total - self.done)
+            self.show(f"  {self.label}: {self.done:.0f} of {self.total:.0f}, {left:.0f} s left")

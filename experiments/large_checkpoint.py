@@ -144,6 +144,7 @@ def quantize(source: Path, work: Path, grid: str) -> dict[str, Any]:
     stage = NF4() if grid == "nf4" else OnGrid(grid=grid)
     checkpoint = Checkpoint(source, frozenset({DENSE}), source.name)
     key = content_key({"source": str(source.resolve()), "grid": grid})
+    resumed = any(store.scratch(key).iterdir())
     begin = time.monotonic()
     with PeakMemory() as memory, store.locked(key), store.writing(key) as folder:
         context = Context(
@@ -165,7 +166,7 @@ def quantize(source: Path, work: Path, grid: str) -> dict[str, Any]:
         "store_seconds": time.monotonic() - done,
         "anonymous_peak_bytes": memory.peak_bytes,
         "written": written,
-        "result": store.folder(key),
+        "resumed": resumed,
     }
 
 
@@ -203,6 +204,9 @@ def measure(source: Path, work: Path, grid: str) -> None:
         "threads": torch.get_num_threads(),
         "versions": versions(("torch", "safetensors")),
     }
+    if found["resumed"]:
+        print("went on where an earlier run was killed: no rate, no row")
+        return
     append_row("large_checkpoint", row)
     for name, value in row.items():
         print(f"{name:28} {value}")

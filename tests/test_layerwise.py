@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.arch import adapter_for
-from compress.layerwise import EnoughSeen, Layers, batches, inputs_of, watching
+from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of, watching
 from compress.train.module import last_hidden
 from tests.models import VARIANTS, tiny
 
@@ -46,3 +46,27 @@ def test_inputs_end_the_layer_and_watching_does_not() -> None:
 @pytest.mark.parametrize(("shape", "expected"), [((5, 512), [2, 2, 1]), ((3, 4096), [1, 1, 1]), ((4, 8), [4])])
 def test_batches_have_about_a_thousand_tokens(shape: tuple[int, int], expected: list[int]) -> None:
     assert [len(part) for part in batches(torch.zeros(*shape, 2))] == expected
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@torch.no_grad()
+def test_a_block_whose_inputs_are_known_is_not_computed_again(name: str) -> None:
+    """The layer gives the same, pass after pass, with attention, with MLP, and with both taken as known."""
+    config, model = tiny(name)
+    modules = adapter_for(config).modules
+    layers = Layers.of(model, torch.randint(3, 320, (5, 24), generator=torch.Generator().manual_seed(0)))
+    heads, neurons = modules.head_outputs(1), modules.neurons(1)
+    parts = torch.split(layers.embedded, 2)
+    with watching(model.get_submodule(heads)) as of_heads, watching(model.get_submodule(neurons)) as of_neurons:
+        expected = [layers.run(1, part) for part in parts]
+    first = model.get_submodule(modules.linears(1)[0])
+    with already_known(model, heads, [x for x, _ in of_heads], attention=True), watching(first) as computed:
+        for _ in range(2):
+            for part, out in zip(parts, expected, strict=True):
+                torch.testing.assert_close(layers.run(1, part), out)
+        assert not computed, "the attention was computed"
+        with already_known(model, neurons, [x for x, _ in of_neurons], attention=False):
+            for part, out in zip(parts, expected, strict=True):
+                torch.testing.assert_close(layers.run(1, part), out)
+    assert "forward" not in vars(model.get_submodule(heads.rpartition(".")[0]))
+    torch.testing.assert_close(layers.run(1, parts[0]), expected[0])

@@ -150,7 +150,7 @@ def _grid_of(stage: Any) -> str:
 
 def _placed(form: Form, grid: str, stage: Any) -> Form:
     activations = getattr(stage.activations, "value", stage.activations)
-    linears = laid_out(grid, stage.embedding is None, activations != "none")
+    linears = laid_out(grid, stage.embedding is None, activations == "int8_token")
     return replace(form, linears=linears, embeddings=OwnFormat(stage.embedding) if stage.embedding else DENSE)
 
 

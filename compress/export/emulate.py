@@ -29,6 +29,11 @@ def tokens_to_int8(x: Tensor) -> Tensor:
     return (x / step).clamp(-128, 127).round() * step
 
 
+def range_to_int8(x: Tensor, step: Tensor) -> Tensor:
+    """compressed-tensors' static INT8: one given step for all tokens, in the type of `x`."""
+    return (x / step).clamp(-128, 127).round() * step
+
+
 def half(x: Tensor) -> Tensor:
     """fp16, as ggml multiplies with f16 weights."""
     return x.half().to(x.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from compress_kernels import LatentWeight, round_weight
 from torch import Tensor
 
 from compress.grids.base import Grid, Scales
@@ -29,8 +30,9 @@ def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
     first, last, count = float(levels[0]), float(levels[-1]), len(levels)
     if last - first == count - 1:  # consecutive integers
         return x.round().clamp_(first, last)
-    bounds = (levels[1:] + levels[:-1]) / 2
-    return levels[torch.bucketize(x.contiguous(), bounds)]
+    rows = x.float().reshape(x.shape[0], -1) if x.dim() > 1 else x.float().reshape(1, -1)
+    found, _ = round_weight(LatentWeight(rows.contiguous(), torch.ones_like(rows[:, :1]), None, levels), torch.float32)
+    return found.view(x.shape)
 
 
 def level_of(weight: Tensor, scales: Scales, grid: Grid) -> Tensor:

@@ -78,13 +78,20 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     return _round(x.float(), absmax.squeeze(-1)), absmax
 
 
-def fake_quantize(x: Tensor) -> Tensor:
+def fake_quantize(x: Tensor, absmax: float | None = None) -> Tensor:
     """Rounds every row of `x` to its INT8 grid, with a straight-through gradient (arXiv 1308.3432).
 
     The same function stands for weights (a row is an output channel) and for activations (a row is a token).
+
+    Args:
+        x: [..., features].
+        absmax: one range for all rows, static; numbers beyond it are clipped. By default each row has its own.
     """
-    absmax = x.detach().float().abs().amax(dim=-1, keepdim=True)
-    rounded = (_round(x.detach().float(), absmax.squeeze(-1)).float() * (absmax / LEVELS)).to(x.dtype)
+    if absmax is None:
+        absmax_of = x.detach().float().abs().amax(dim=-1, keepdim=True)
+    else:
+        absmax_of = torch.full_like(x[..., :1], absmax, dtype=torch.float32)
+    rounded = (_round(x.detach().float(), absmax_of.squeeze(-1)).float() * (absmax_of / LEVELS)).to(x.dtype)
     return x + (rounded - x).detach()
 
 

@@ -16,8 +16,8 @@ compensation after pruning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -26,14 +26,17 @@ from torch import Tensor, nn
 from compress.arch import adapter_for
 from compress.errors import UserError
 from compress.grids import Grid, value_of
-from compress.grids.int8 import fake_quantize
-from compress.layerwise import EnoughSeen, Layers, batches, inputs_of
+from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of
 from compress.quant.fold import best_scale, edges
+from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, Collected, Solved, solve, sum_of_products, target
-from compress.quant.stage import Scaling
+from compress.quant.stage import Activations, Scaling
 
 FOLD_TOKENS = 4096
 """Tokens that the scales of the folds are searched on."""
+DRIFT_TOKENS = 16384
+"""Tokens that the original goes through too. C and D are small corrections, held back by a ridge: they need less text
+than H, the curvature that all rounding follows."""
 
 
 Found = Callable[[str, Solved], None]
@@ -54,7 +57,7 @@ def calibrate(
     settings: Calibration,
     found: Found,
     advance: Callable[[float], None],
-) -> None:
+) -> dict[str, float]:
     """Put the linear layers of `student` on their grids, in place.
 
     Args:
@@ -65,9 +68,14 @@ def calibrate(
         settings: how.
         found: told every layer as it is solved.
         advance: called with 1 for every layer of the model.
+
+    Returns:
+        The range of each layer's inputs, where these are rounded to a static one.
     """
     modules = adapter_for(student.config).modules
-    s, t = Layers.of(student, windows), Layers.of(teacher, windows)
+    rounded = RoundedInputs(settings.activations)
+    followed = windows[: followed_windows(windows)]
+    s, t = Layers.of(student, windows), Layers.of(teacher, followed)
     x_s, x_t = s.embedded, t.embedded
     for index in range(len(s.calls)):
         linears = [path for path in modules.linears(index) if path in grids]
@@ -76,14 +84,15 @@ def calibrate(
             fold_layer(s, index, x_s, grids, settings)
         wanted, next_t = _inputs_and_output(t, index, x_t, [group[0] for group in shared])
         writers = (modules.head_outputs(index), modules.neurons(index))
-        drift = x_t - x_s
-        with int8_inputs(student, linears if settings.int8_inputs else []):
+        drift = x_t - x_s[: len(x_t)]
+        with rounded.on(student, linears), ExitStack() as known:
             for group in shared:
-                collected = _collect(s, index, x_s, group, wanted[group[0]], settings)
+                collected = _collect(s, index, x_s, group, wanted[group[0]], rounded, settings)
                 # what the stream lacks is the projections' to make up for, a part of it each
                 missing = None
                 if settings.absorb and group[0] in writers:
-                    missing = sum_of_products(batches(drift), collected.inputs, settings.first_token)
+                    drifts = batches(drift)
+                    missing = sum_of_products(drifts, collected.inputs[: len(drifts)], settings.first_token)
                 for path in group:
                     module: Any = student.get_submodule(path)
                     weight = weight_of(module, modules.conv1d).float()
@@ -93,24 +102,21 @@ def calibrate(
                     value = value_of(solved.levels, solved.scales).to(module.weight.dtype)
                     module.weight.copy_(value.t() if modules.conv1d else value)
                     found(path, solved)
+                if group[0] in writers:
+                    # nothing before this projection changes any more
+                    attention = group[0] == writers[0]
+                    known.enter_context(already_known(student, group[0], collected.inputs, attention))
             x_s = torch.cat([s.run(index, x) for x in batches(x_s)])
         x_t = next_t
         advance(1)
+    return rounded.ranges
 
 
-@contextmanager
-def int8_inputs(model: Any, paths: list[str]) -> Iterator[None]:
-    """The layers at `paths` round their inputs, as they will when they run on INT8."""
-
-    def rounding(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (fake_quantize(args[0]), *args[1:])
-
-    handles = [model.get_submodule(path).register_forward_pre_hook(rounding) for path in paths]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def followed_windows(windows: Tensor) -> int:
+    """How many windows [n, length] the original goes through beside the quantized model: whole batches of them."""
+    length = windows.shape[1]
+    together = len(batches(windows)[0])
+    return min(len(windows), -(-DRIFT_TOKENS // (length * together)) * together)
 
 
 def fold_layer(layers: Layers, index: int, hidden: Tensor, grids: Mapping[str, Grid], settings: Calibration) -> None:
@@ -127,7 +133,7 @@ def fold_layer(layers: Layers, index: int, hidden: Tensor, grids: Mapping[str, G
         on = {i: grids[f"{layer}.{name}"] for i, name in enumerate(fold.targets) if f"{layer}.{name}" in grids}
         if len(on) == len(fold.targets):
             seen = torch.cat(inputs[path]).flatten(0, 1)
-            edge.apply(best_scale(edge, seen, on, smooth, settings.int8_inputs))
+            edge.apply(best_scale(edge, seen, on, smooth, settings.activations is not Activations.none))
 
 
 def sharing_inputs(layers: Layers, index: int, hidden: Tensor, linears: list[str]) -> list[list[str]]:
@@ -167,13 +173,20 @@ def _inputs_and_output(
 
 
 def _collect(
-    layers: Layers, index: int, hidden: Tensor, group: list[str], dense: list[Tensor], settings: Calibration
+    layers: Layers,
+    index: int,
+    hidden: Tensor,
+    group: list[str],
+    dense: list[Tensor],
+    rounded: RoundedInputs,
+    settings: Calibration,
 ) -> Collected:
     """Run the quantized stream up to the group, and add up H and C."""
     with inputs_of(layers.model.get_submodule(group[0])) as seen:
         for x in batches(hidden):
             with suppress(EnoughSeen):
                 layers.run(index, x)
+    seen = rounded.settle(group, seen)
     h = sum_of_products(seen, seen, settings.first_token)
     if not bool(h.diagonal().isfinite().all()):
         raise UserError(
@@ -183,5 +196,6 @@ def _collect(
     if not settings.absorb:
         return Collected(h, torch.zeros_like(h), seen)
     # C - H as one sum: the difference keeps its digits in half precision, two large sums would not
-    difference = [x - y for x, y in zip(dense, seen, strict=True)]
-    return Collected(h, sum_of_products(difference, seen, settings.first_token), seen)
+    followed = seen[: len(dense)]
+    difference = [x - y for x, y in zip(dense, followed, strict=True)]
+    return Collected(h, sum_of_products(difference, followed, settings.first_token), seen)

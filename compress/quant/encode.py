@@ -35,7 +35,7 @@ class Placement:
 
     Attributes:
         grids: module path -> grid, for linear layers, embedding and head.
-        activations: what linear layers do with their inputs: None, or "int8_token".
+        activations: what linear layers do with their inputs: None, "int8_token" or "int8_static".
         solved: module path -> codes chosen by an algorithm; what is not there is rounded to nearest.
         dense: parameter name -> tensor that takes the place of the checkpoint's own (folded norms, trained biases).
     """
@@ -77,7 +77,7 @@ def encode_checkpoint(
     # what an algorithm has chosen is not chosen again in the same way for sure; rounding to nearest is
     data_free = not placement.solved and not placement.dense
     writer = TensorWriter(
-        context.folder, _names(checkpoint, chosen, layout), journal=context.scratch if data_free else None
+        context.folder, _names(checkpoint, chosen, placement, layout), journal=context.scratch if data_free else None
     )
     facts: dict[str, dict[str, Any]] = dict(writer.done)
     if facts:
@@ -122,17 +122,19 @@ def encode_checkpoint(
     return Checkpoint(context.folder, (checkpoint.traits - {DENSE}) | {QUANTIZED} | traits, checkpoint.name), metrics
 
 
-def _names(checkpoint: Checkpoint, chosen: Mapping[str, Grid], layout: Layout) -> Iterator[str]:
+def _names(checkpoint: Checkpoint, chosen: Mapping[str, Grid], placement: Placement, layout: Layout) -> Iterator[str]:
     """Of all tensors that will be written."""
     architecture = adapter_for(checkpoint.config)
     for stored_name in checkpoint.shards:
         name = architecture.parameter(stored_name)
-        grid = chosen.get(name.removesuffix(".weight"))
+        path = name.removesuffix(".weight")
+        grid = chosen.get(path)
         if grid is None:
             yield stored_name
         else:
             # a grid has the same parts for a weight of any shape
-            yield from layout.on_disk(name, grid.encode(torch.zeros(32, LARGEST_BLOCK)), grid)
+            encoded = placement.solved.get(path) or grid.encode(torch.zeros(32, LARGEST_BLOCK))
+            yield from layout.on_disk(name, encoded, grid)
 
 
 def encode_rows(grid: Grid, weight: Tensor) -> Encoded:

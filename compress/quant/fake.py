@@ -14,15 +14,17 @@ sum was rounded all along.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from compress_kernels import LatentWeight, round_weight, round_weight_backward
 from torch import Tensor, nn
 
 from compress.grids import Grid, Scales, nearest_level, per_column
-from compress.grids.int8 import fake_quantize
+from compress.quant.inputs import RoundedInputs
 
 MARGIN = 0.02
 """How far inside its cell a latent starts, as a fraction of the cell."""
@@ -44,37 +46,19 @@ class OnLevels(torch.autograd.Function):
         ctx: Any, u: Tensor, d: Tensor, start: Tensor, shift: Shift, table: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Round and scale."""
-        rows, columns = u.shape
         scale = start * (1 + d)
-        levels = nearest_level(u, table).view(rows, scale.shape[1], -1)
-        if shift.zero is not None:
-            levels = levels - shift.zero[..., None]
-        weight = levels * scale[..., None]
-        if shift.offset is not None:
-            weight = weight + shift.offset[..., None]
-        whole = float(table[-1] - table[0]) == len(table) - 1 and len(table) <= 256 and float(table[0]) >= -128
-        reach = (float(table[0] + table[0] - table[1]), float(table[-1] + table[-1] - table[-2]))
-        inside = (u >= reach[0]) & (u <= reach[1]) if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(
-            levels.to(torch.int8 if whole and float(table[-1]) < 128 else torch.float16), scale, start
-        )
-        ctx.inside = None if inside is None or bool(inside.all()) else inside
-        return weight.view(rows, columns).to(dtype)
+        moved = shift.offset if shift.zero is None else -scale * shift.zero
+        weight, codes = round_weight(LatentWeight(u, scale, moved, table), dtype)
+        ctx.save_for_backward(u, scale, start, codes, table, shift.zero)
+        return weight
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Straight through to the latent, exact to the factor."""
-        levels, scale, start = ctx.saved_tensors
-        rows, columns = gradients[0].shape
-        g = gradients[0].float().view_as(levels)
-        of_latent = of_factor = None
-        if ctx.needs_input_grad[0]:
-            of_latent = (g * scale[..., None]).view(rows, columns)
-            if ctx.inside is not None:
-                of_latent = of_latent * ctx.inside
-        if ctx.needs_input_grad[1]:
-            of_factor = (g * levels).sum(-1) * start
-        return of_latent, of_factor, None, None, None, None
+        u, scale, start, codes, table, zero = ctx.saved_tensors
+        found = round_weight_backward(LatentWeight(u, scale, None, table), codes, gradients[0])
+        of_scale = found.scale if zero is None else found.scale - zero * found.shift
+        return found.latent if ctx.needs_input_grad[0] else None, of_scale * start, None, None, None, None
 
 
 class GridWeight(nn.Module):
@@ -143,27 +127,29 @@ def latent_of(levels: Tensor, goal: Tensor, scales: Scales, table: Tensor) -> Te
 
 
 class GridLinear(nn.Module):
-    """A linear layer on a `GridWeight`, its inputs rounded to INT8 if asked for."""
+    """A linear layer on a `GridWeight`, its inputs rounded first if asked for."""
 
-    def __init__(self, weight: GridWeight, bias: nn.Parameter | None, int8_inputs: bool) -> None:
+    def __init__(self, weight: GridWeight, bias: nn.Parameter | None, rounding: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.on_grid = weight
         self.bias = bias
-        self.int8_inputs = int8_inputs
+        self.rounding = rounding
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = fake_quantize(x) if self.int8_inputs else x
+        x = self.rounding(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return nn.functional.linear(x, self.on_grid(x.dtype), bias)
 
 
-def put_on_grid(model: nn.Module, weights: Mapping[str, GridWeight], int8_inputs: bool = False) -> None:
-    """Put the layers at the given paths on their grids, in place; they keep their biases."""
+def put_on_grid(model: nn.Module, weights: Mapping[str, GridWeight], inputs: RoundedInputs | None = None) -> None:
+    """Put the layers at the given paths on their grids, in place; they keep their biases, and round their inputs as
+    `inputs` says."""
+    inputs = inputs or RoundedInputs()
     for path, weight in weights.items():
         parent, _, last = path.rpartition(".")
         module: Any = model.get_submodule(path)
-        replacement = GridLinear(weight, getattr(module, "bias", None), int8_inputs)
+        replacement = GridLinear(weight, getattr(module, "bias", None), partial(inputs.round, path))
         setattr(model.get_submodule(parent), last, replacement)

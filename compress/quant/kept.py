@@ -30,7 +30,8 @@ def kept_start(scratch: Path, grids: Mapping[str, Grid], make: Callable[[], Star
             found = torch.load(file, weights_only=True)
             scales = {path: Scales(*parts) for path, parts in found["scales"].items()}
             own = {path: grids[path] for path in found["levels"]}
-            return Start(own, found["levels"], scales, found["goals"], found["folded"], found["details"])
+            kept = (found[part] for part in ("goals", "folded", "details", "input_ranges"))
+            return Start(own, found["levels"], scales, *kept)
     start = make()
     part = scratch / "start.part"
     torch.save(
@@ -40,6 +41,7 @@ def kept_start(scratch: Path, grids: Mapping[str, Grid], make: Callable[[], Star
             "goals": start.goals,
             "folded": {name: tensor.cpu() for name, tensor in start.folded.items()},
             "details": start.details,
+            "input_ranges": start.input_ranges,
         },
         part,
     )

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from compress.grids import Encoded, Grid, grid_named, level_of, value_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
+from compress.quant.inputs import RoundedInputs
 from compress.quant.kept import kept_start
 from compress.quant.qat import QAT, Trains
-from compress.quant.run import Start, outer_grids, solve_layers
+from compress.quant.run import Start, outer_grids, solve_layers, with_range
 from compress.quant.scales import search
 from compress.quant.stage import Activations
 from compress.stage import NF4_WEIGHTS, Context, Metrics
@@ -33,12 +34,13 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     encoded = {path: on_grid_for_good(student.get_submodule(path), grid) for path, grid in outer.items()}
     student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
     weights = {path: trainable(student, path, start, stage) for path in start.levels}
-    put_on_grid(student, weights, stage.activations is Activations.int8_token)
+    put_on_grid(student, weights, RoundedInputs(stage.activations, start.input_ranges))
     choose_what_trains(student, stage)
     fitted = fit(student, load_teacher(context), stage.loss, windows, stage.train, context)
     for path, weight in weights.items():
         levels, scales = weight.final()
-        encoded[path] = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
+        packed = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
+        encoded[path] = with_range(packed, start.input_ranges.get(path))
     placement = Placement(
         grids={**grids, **outer},
         activations=None if stage.activations is Activations.none else stage.activations.value,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from compress.quant.calibrated import calibrate, weight_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.solve import Calibration, Solved
 from compress.quant.stage import Activations, PostTraining, Scaling
+from compress.runtime.encoded import INPUT_ABSMAX
 from compress.runtime.loading import load_model
 from compress.stage import NF4_WEIGHTS, Context, Metrics
 
@@ -50,7 +51,7 @@ def calibration_of(stage: PostTraining | QAT) -> Calibration:
         rounds=given.rounds,
         first_token=given.first_token,
         scaling=stage.scaling,
-        int8_inputs=stage.activations is Activations.int8_token,
+        activations=stage.activations,
     )
 
 
@@ -65,10 +66,13 @@ class Start:
     folded: dict[str, Tensor] = field(default_factory=dict)
     """Norms and biases that have taken scales in."""
     details: Metrics = field(default_factory=dict)
+    input_ranges: dict[str, float] = field(default_factory=dict)
+    """Largest magnitude of each layer's inputs, where one is set for all tokens."""
 
     def encoded(self) -> dict[str, Encoded]:
         """The codes as they are stored."""
-        return {p: self.grids[p].pack(self.levels[p], self.scales[p], torch.float32) for p in self.levels}
+        packed = {p: self.grids[p].pack(self.levels[p], self.scales[p], torch.float32) for p in self.levels}
+        return {p: with_range(encoded, self.input_ranges.get(p)) for p, encoded in packed.items()}
 
 
 def solve_layers(
@@ -93,11 +97,18 @@ def solve_layers(
                 start.goals[path] = layer.goal.cpu()
             errors[path], plain[path] = layer.error, layer.error_rtn
 
-        calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
+        start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
     if stage.scaling is not Scaling.none:
         start.folded = folded(student, checkpoint, start)
     start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
     return start
+
+
+def with_range(encoded: Encoded, largest: float | None) -> Encoded:
+    """The layer with the static range of its inputs beside it, where it has one."""
+    if largest is None:
+        return encoded
+    return replace(encoded, parts={**encoded.parts, INPUT_ABSMAX: torch.tensor([largest], dtype=torch.float32)})
 
 
 def folded(model: Any, checkpoint: Checkpoint, start: Start) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from compress.grids import Grid, Scales, level_of, value_of
 from compress.quant.gptq import Rounded, descend, feedback
 from compress.quant.scales import refit, search
-from compress.quant.stage import Algorithm, Scaling
+from compress.quant.stage import Activations, Algorithm, Scaling
 
 SINKS = 4
 """Positions at the start of a window whose activations may be massive (arXiv 2402.17762)."""
@@ -37,8 +37,8 @@ class Calibration:
     first_token: float = 1.0
     """Weight of each window's first token, whose activations are massive, among the others."""
     scaling: Scaling = Scaling.none
-    int8_inputs: bool = False
-    """Linear layers round their inputs to INT8, a scale a token."""
+    activations: Activations = Activations.none
+    """What linear layers do with their inputs."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,8 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
             for _ in range(settings.rounds):
                 rounded = descend(goal, rounded.levels, h, grid, scales)
                 scales = refit(goal, rounded.levels, scales, h, grid)
+            if settings.rounds:  # the last scales have not been rounded for yet
+                rounded = descend(goal, rounded.levels, h, grid, scales)
     size = _energy(weight, gram).clamp_min(1e-30)
     error = _energy(value_of(rounded.levels, scales) - goal, gram) / size
     error_rtn = _energy(value_of(rtn, plain) - weight, gram) / size

@@ -48,6 +48,9 @@ class Activations(str, Enum):
 
     none = "none"
     int8_token = "int8_token"
+    """8 bits, a scale for every token as it comes."""
+    int8_static = "int8_static"
+    """8 bits, one scale for each layer, from calibration text: for runtimes that cannot look at a token first."""
 
 
 @dataclass
@@ -110,6 +113,7 @@ class PostTraining:
     def reads(self) -> frozenset[str]:
         """Rounding to nearest reads no text."""
         free = self.algorithm is Algorithm.rtn and self.scaling is Scaling.none
+        free = free and self.activations is not Activations.int8_static
         return frozenset() if free else frozenset({TEXT})
 
     @property
@@ -164,10 +168,12 @@ class NF4(PostTraining):
 
 @dataclass
 class INT8(PostTraining):
-    """Linear layers to 8 bits per output channel, run with 8-bit activations per token."""
+    """Linear layers to 8 bits per output channel, run with 8-bit activations."""
+
+    activations: Activations = Activations.int8_token  # type: ignore[misc]
+    """int8_token, int8_static, or none for weights only."""
 
     kind: ClassVar[str] = "int8"
-    activations: ClassVar[Activations] = Activations.int8_token
 
     @property
     def grid_name(self) -> str:

@@ -4,9 +4,10 @@ Three layouts lie on disk: dense; bitsandbytes' (all linear layers on one of its
 and ours, for every other choice of grids, tensor by tensor:
 
     config.json          "quantization_config": {"quant_method": "compress", "version": 1,
-                             "grids": {module path: grid name}, "activations": null | "int8_token"}
+                             "grids": {module path: grid name}, "activations": null | "int8_token" | "int8_static"}
     NAME.weight.<part>   the parts of the grid's `Encoded`
     NAME.weight.shape    int64 [2], [out, in]
+    NAME.weight.input_absmax   fp32 [1], the range of the layer's inputs where activations are static
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ VERSION = 1
 SHAPE = "shape"
 INT8_TOKENS = "int8_token"
 """Activations of INT8 layers are rounded to INT8, every token on a scale of its own."""
+INT8_STATIC = "int8_static"
+"""The same, all tokens of a layer on one scale."""
+INPUT_ABSMAX = "input_absmax"
+"""The part of an INT8 weight that says which: the largest magnitude of its inputs."""
 
 
 def quantization_of(raw_config: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A linear layer on INT8 weights and dynamic per-token INT8 activations (W8A8), with the bits of bitsandbytes.
+"""A linear layer on INT8 weights and INT8 activations (W8A8): per token with the bits of bitsandbytes, or on one range.
 
 The arithmetic is `compress_kernels.linear_int8`: one C call for a few tokens, `torch._int_mm` between two for many, one
 kernel on CUDA.
@@ -13,20 +13,23 @@ from torch import Tensor, nn
 class Int8Linear(nn.Module):
     """Holds codes int8 [out, in] and the scale of every output channel."""
 
-    def __init__(self, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, codes: Tensor, absmax: Tensor, bias: Tensor | None, input_absmax: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = codes.shape
         self.register_buffer("codes", codes.contiguous())
         self.register_buffer("absmax", absmax.float())
         self.register_buffer("bias", bias)
+        self.register_buffer("input_absmax", None if input_absmax is None else input_absmax.float())
 
     codes: Tensor
     absmax: Tensor
     bias: Tensor | None
+    input_absmax: Tensor | None
+    """[1], the static range of the inputs; None where every token has its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out], in the type of `x`."""
-        return linear_int8(x, self.codes, self.absmax, self.bias)
+        return linear_int8(x, self.codes, self.absmax, self.bias, self.input_absmax)
 
     def extra_repr(self) -> str:
         """As nn.Linear shows itself."""

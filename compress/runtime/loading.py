@@ -16,7 +16,15 @@ from compress.arch.linears import linear_paths
 from compress.checkpoint import Checkpoint
 from compress.grids import Encoded, Int8
 from compress.quiet import quiet_transformers
-from compress.runtime.encoded import INT8_TOKENS, compute_dtype, decoded_state, encoded_tensors, quantization_of
+from compress.runtime.encoded import (
+    INPUT_ABSMAX,
+    INT8_STATIC,
+    INT8_TOKENS,
+    compute_dtype,
+    decoded_state,
+    encoded_tensors,
+    quantization_of,
+)
 from compress.runtime.four_bit import use_four_bit_kernels
 from compress.runtime.int8 import Int8Linear
 
@@ -76,13 +84,15 @@ def load_own(
             device_map={"": str(device)},
             attn_implementation="sdpa",
         )
-    if quantization["activations"] == INT8_TOKENS:
+    if quantization["activations"] in (INT8_TOKENS, INT8_STATIC):
         parameter = adapter_for(config).parameter
         for name, value, grid in encoded_tensors(checkpoint):
             path = parameter(name).removesuffix(".weight")
             if isinstance(grid, Int8) and isinstance(value, Encoded) and path in set(linear_paths(config)):
                 bias = getattr(model.get_submodule(path), "bias", None)
-                layer = Int8Linear(value.parts["codes"], value.parts["absmax"], None if bias is None else bias.data)
+                codes, absmax = value.parts["codes"], value.parts["absmax"]
+                static = value.parts.get(INPUT_ABSMAX)
+                layer = Int8Linear(codes, absmax, None if bias is None else bias.data, static)
                 replace_module(model, path, layer.to(device))
     return model.eval()
 

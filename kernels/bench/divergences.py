@@ -1,6 +1,6 @@
 """Each divergence of the fused loss against plain torch: `python kernels/bench/divergences.py [--tokens 1024]`.
 
-Plain torch is the formula on fp32 log-softmaxes with autograd (`reference.weighted_divergence`), the teacher's without;
+Plain torch is the formula on fp32 log-softmaxes (`reference_rows.weighted_divergence`), the student's with autograd;
 stored targets are 64 tokens of every position, and plain is then the forward KL of a teacher that computes along.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import compress_kernels as ck
 import torch
 import torch.nn.functional as F
-from compress_kernels.reference import weighted_divergence
+from compress_kernels.reference_rows import weighted_divergence
 from fused_kl import Case
 from record import alternate, peak_bytes, record
 from torch import Tensor

@@ -12,6 +12,7 @@ from compress_kernels.blockwise4bit import (
 from compress_kernels.chunked_loss import FusedLoss
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
 from compress_kernels.fused_kl import Divergence, divergence, fused_kl
+from compress_kernels.grid_weight import LatentGradients, LatentWeight, round_weight, round_weight_backward
 from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
 from compress_kernels.rows import Divergences
@@ -26,6 +27,8 @@ __all__ = [
     "Divergence",
     "Divergences",
     "FusedLoss",
+    "LatentGradients",
+    "LatentWeight",
     "SparseTargets",
     "Sweep",
     "Swept",
@@ -42,6 +45,8 @@ __all__ = [
     "quantize_4bit",
     "quantize_rows_int8",
     "quantize_scales",
+    "round_weight",
+    "round_weight_backward",
     "sparse_kl",
     "sparse_targets",
     "sweep_columns",

@@ -19,6 +19,7 @@ from compress_kernels.native import NativeBuildError, load_library
 from compress_kernels.rows import RowRequest, RowResult
 
 if TYPE_CHECKING:
+    from compress_kernels.grid_weight import LatentGradients, LatentWeight
     from compress_kernels.sweep import Sweep, Swept
 
 BACKENDS: dict[str, str] = {
@@ -94,6 +95,14 @@ class Backend(Protocol):
 
     def sweep_columns(self, request: Sweep) -> Swept:
         """Levels of one block of columns."""
+        ...
+
+    def round_weight(self, grid: LatentWeight, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A weight on its grid, and its codes."""
+        ...
+
+    def round_weight_backward(self, grid: LatentWeight, codes: Tensor, gradient: Tensor) -> LatentGradients:
+        """Its gradients."""
         ...
 
 

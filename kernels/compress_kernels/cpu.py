@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.cpu_grid import round_weight, round_weight_backward
 from compress_kernels.cpu_linear import (
     DTYPES,
     decode_rows_4bit,
@@ -32,6 +33,8 @@ __all__ = [
     "quantize_4bit",
     "quantize_absmax",
     "quantize_rows_int8",
+    "round_weight",
+    "round_weight_backward",
 ]
 
 

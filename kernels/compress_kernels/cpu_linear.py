@@ -27,7 +27,7 @@ _KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": cty
 
 
 @cache
-def _function(name: str, kinds: str) -> Callable[..., int]:
+def c_function(name: str, kinds: str) -> Callable[..., int]:
     """The C function `name`; kinds: of its arguments, p(ointer), i(nt), l(ong), f(loat)."""
     found = getattr(load_library(), name)
     found.argtypes = [_KINDS[kind] for kind in kinds]
@@ -46,7 +46,7 @@ def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.quantize_rows_int8."""
     rows, width = x.shape
     codes, absmax = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows, dtype=torch.float32)
-    _function("ck_quantize_rows_int8", "pillppii")(
+    c_function("ck_quantize_rows_int8", "pillppii")(
         x.data_ptr(),
         DTYPES[x.dtype],
         rows,
@@ -66,7 +66,7 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
     y = torch.empty((*x.shape[:-1], outs), dtype=x.dtype)
     kind, threads = DTYPES[x.dtype], torch.get_num_threads()
     if rows <= INT8_ROWS:
-        call = _function("ck_linear_int8", "pillpppiplfii")
+        call = c_function("ck_linear_int8", "pillpppiplfii")
         failed = call(
             x.data_ptr(), kind, rows, width, codes.data_ptr(), absmax.data_ptr(), *_bias(bias),
             y.data_ptr(), outs, INT8_UNIT, threads, level(),
@@ -76,7 +76,7 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
         return y
     tokens, token_absmax = quantize_rows_int8(x.view(rows, width))
     product = int8_product(tokens, codes)
-    _function("ck_scale_int8", "ppppipillfii")(
+    c_function("ck_scale_int8", "ppppipillfii")(
         product.data_ptr(), token_absmax.data_ptr(), absmax.data_ptr(), *_bias(bias),
         y.data_ptr(), kind, rows, outs, INT8_UNIT, threads, level(),
     )  # fmt: skip
@@ -88,7 +88,7 @@ def dequantize_table(
 ) -> Tensor:
     """The first `count` weights, flat: table[code] * scale + offset, rounded to `dtype`."""
     out = torch.empty(count, dtype=dtype)
-    _function("ck_dequantize_4bit", "ppipppillii")(
+    c_function("ck_dequantize_4bit", "ppipppillii")(
         codes.data_ptr(), scales.data_ptr(), DTYPES[scales.dtype], _pointer(offsets), table.data_ptr(), out.data_ptr(),
         DTYPES[dtype], count, block, torch.get_num_threads(), level(),
     )  # fmt: skip
@@ -111,7 +111,7 @@ def decode_rows_4bit(
     if width % block:
         return reference.decode_rows_4bit(codes, scales, table, block, offsets, ids, dtype)
     out = torch.empty(len(ids), width, dtype=dtype)
-    failed = _function("ck_decode_rows_4bit", "ppipppllplilii")(
+    failed = c_function("ck_decode_rows_4bit", "ppipppllplilii")(
         codes.data_ptr(), scales.data_ptr(), DTYPES[scales.dtype], _pointer(offsets), table.data_ptr(), ids.data_ptr(),
         len(ids), width, out.data_ptr(), outs, DTYPES[dtype], block, torch.get_num_threads(), level(),
     )  # fmt: skip
@@ -130,7 +130,7 @@ def linear_4bit(
         weight = decode_rows_4bit(codes, scales, table, block, offsets, None, x.dtype)
         return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
     y = torch.empty((*x.shape[:-1], outs), dtype=x.dtype)
-    failed = _function("ck_linear_4bit", "pillppipplpiplii")(
+    failed = c_function("ck_linear_4bit", "pillppipplpiplii")(
         x.data_ptr(), DTYPES[x.dtype], rows, width, codes.data_ptr(), scales.data_ptr(), DTYPES[scales.dtype],
         _pointer(offsets), table.data_ptr(), block, *_bias(bias), y.data_ptr(), outs, torch.get_num_threads(), level(),
     )  # fmt: skip

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 
 from compress_kernels.backend import backend
+from compress_kernels.codes import INT8_LEVELS, INT8_UNIT
 from compress_kernels.dispatch import define, direct
+from compress_kernels.reference import int8_product
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -93,7 +95,17 @@ def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     return _ops.quantize_rows_int8(x.detach())
 
 
-def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None = None) -> Tensor:
+def _static(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None, input_absmax: Tensor) -> Tensor:
+    """One range for all tokens: nothing has to be looked at before rounding, which torch does in one pass."""
+    rows = (x.detach().float() * (INT8_LEVELS / input_absmax)).round_().clamp_(-INT8_LEVELS, INT8_LEVELS).to(torch.int8)
+    product = int8_product(rows.view(-1, x.shape[-1]), codes).float()
+    y = product * (absmax * (input_absmax * INT8_UNIT))
+    return (y if bias is None else y + bias.float()).to(x.dtype).view(*x.shape[:-1], len(codes))
+
+
+def linear_int8(
+    x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None = None, input_absmax: Tensor | None = None
+) -> Tensor:
     """The layer: [..., in] -> [..., out] in the type of x, differentiable in x and bias.
 
     Args:
@@ -101,10 +113,14 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None = 
         codes: int8 [out, in].
         absmax: fp32 [out].
         bias: floating point [out].
+        input_absmax: fp32 [1], one range for all tokens (static; what lies beyond is clipped, and there is no
+            gradient); by default each token has its own.
 
     Raises TypeError for another dtype, ValueError for shapes that do not fit.
     """
     _check(x, codes, absmax)
+    if input_absmax is not None:
+        return _static(x, codes, absmax, bias, input_absmax)
     if direct(x, bias):
         return _linear(x, codes, absmax, bias)
     y: Tensor = _ops.linear_int8(x, codes, absmax, bias)

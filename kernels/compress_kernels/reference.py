@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compress_kernels.codes import INT8_LEVELS, INT8_UNIT, NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
-from compress_kernels.reference_rows import divergence_rows as divergence_rows
-from compress_kernels.reference_rows import kl_loss as kl_loss
-from compress_kernels.reference_rows import weighted_divergence as weighted_divergence
+from compress_kernels.grid_weight import LatentGradients, LatentWeight
+from compress_kernels.reference_rows import divergence_rows, kl_loss, weighted_divergence  # noqa: F401 - part of it
 from compress_kernels.sweep import Sweep, Swept
 
 ABSMAX_FLOOR = 1e-38
@@ -165,3 +164,25 @@ def sweep_columns(request: Sweep) -> Swept:
         # not addr_: that may fuse the product with the sum, and every product is rounded here
         work[j + 1 :] -= request.coupling[j, j + 1 :, None] * moved[j]
     return Swept(levels.t().contiguous(), work.t().contiguous(), moved.t().contiguous())
+
+
+def round_weight(grid: LatentWeight, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight [rows, columns] in `dtype`, rounded once from fp32, and codes uint8 [rows, columns]."""
+    table = grid.table
+    if grid.uniform:
+        codes = (grid.latent.round().clamp(float(table[0]), float(table[-1])) - table[0]).long()
+    else:
+        codes = torch.bucketize(grid.latent, (table[1:] + table[:-1]) / 2)
+    weight = table[codes].view(grid.scale.numel(), -1) * grid.scale.view(-1, 1)
+    weight = weight if grid.shift is None else weight + grid.shift.view(-1, 1)
+    return weight.view(grid.latent.shape).to(dtype), codes.to(torch.uint8)
+
+
+def round_weight_backward(grid: LatentWeight, codes: Tensor, gradient: Tensor) -> LatentGradients:
+    """See grid_weight.py; sums in fp32."""
+    g = gradient.float().reshape(grid.scale.numel(), -1)
+    low, high = grid.reach
+    inside = (grid.latent >= low) & (grid.latent <= high)
+    of_latent = (g * grid.scale.view(-1, 1)).view(grid.latent.shape) * inside
+    of_scale = (g * grid.table[codes.long()].view_as(g)).sum(1)
+    return LatentGradients(of_latent, of_scale.view_as(grid.scale), g.sum(1).view_as(grid.scale))

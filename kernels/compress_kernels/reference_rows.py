@@ -1,4 +1,4 @@
-"""The specification of the distillation loss on logits in plain torch; derivation: fused_kl.py. Part of reference.py."""
+"""The distillation loss on logits in plain torch: its specification, part of reference.py. Derivation: fused_kl.py."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from compress_kernels import triton_blockwise, triton_rows, triton_sweep
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.rows import RowRequest, RowResult
 from compress_kernels.sweep import Sweep, Swept
+from compress_kernels.triton_grid_backend import round_weight, round_weight_backward
 from compress_kernels.triton_linear_backend import decode_rows_4bit, linear_4bit, linear_int8, quantize_rows_int8
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "quantize_4bit",
     "quantize_absmax",
     "quantize_rows_int8",
+    "round_weight",
+    "round_weight_backward",
     "sweep_columns",
 ]
 

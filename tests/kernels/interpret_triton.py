@@ -7,7 +7,7 @@ import torch
 from compress_kernels import reference, triton_backend
 from compress_kernels.codes import code_table
 from compress_kernels.rows import RowRequest
-from sweeps import TABLES, request
+from sweeps import SHAPES, TABLES, latent_weight, request
 from torch import Tensor
 
 DIVERGENCES = (
@@ -102,6 +102,24 @@ def check_sweep() -> None:
                     same(getattr(got, name), getattr(wanted, name))
 
 
+def check_latent_weights() -> None:
+    for shape in SHAPES:
+        for table in TABLES:
+            for shifted in (True, False):
+                weight = latent_weight(*shape, table, shifted)
+                (got, codes), (wanted, places) = (
+                    side.round_weight(weight, torch.float32) for side in (triton_backend, reference)
+                )
+                same(got, wanted)
+                same(codes, places)
+                back, expected = (
+                    side.round_weight_backward(weight, codes, weight.latent) for side in (triton_backend, reference)
+                )
+                same(back.latent, expected.latent)
+                torch.testing.assert_close(back.scale, expected.scale, rtol=1e-5, atol=1e-3)
+                torch.testing.assert_close(back.shift, expected.shift, rtol=1e-5, atol=1e-3)
+
+
 def check_int8() -> None:
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float16):
@@ -164,6 +182,7 @@ if __name__ == "__main__":
     check_bounds()
     check_rows()
     check_sweep()
+    check_latent_weights()
     check_int8()
     check_four_bit()
     check_public_functions()

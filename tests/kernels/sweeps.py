@@ -1,10 +1,10 @@
-"""Requests for `sweep_columns`, shared by the tests of its backends."""
+"""What `sweep_columns` and `round_weight` are asked for, shared by the tests of their backends."""
 
 from __future__ import annotations
 
 import compress_kernels as ck
 import torch
-from compress_kernels import Sweep
+from compress_kernels import LatentWeight, Sweep
 from torch import Tensor
 
 TABLES = {
@@ -35,3 +35,26 @@ def request(rows: int, columns: int, table: str, anchored: bool, shifted: bool, 
         offset=draw(rows, columns) * 0.1 if shifted else None,
         table=levels,
     )
+
+
+SHAPES = ((1, 1, 1), (3, 2, 32), (5, 3, 64), (2, 1, 300), (7, 1, 17))
+"""Rows, blocks a row, weights a block."""
+
+
+def latent_weight(rows: int, blocks: int, width: int, table: str, shifted: bool, seed: int = 0) -> LatentWeight:
+    """Some latents beyond the table, some on a border between two levels; one scale is zero, some are negative."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    levels = torch.unique(TABLES[table])
+    latent = draw(rows, blocks * width) * float(levels.abs().max())
+    latent[0, 0] = (levels[0] + levels[1]) / 2
+    latent[-1, -1] = 2 * levels[-1] - levels[-2]
+    scale = draw(rows, blocks)
+    scale[0, -1] = 0
+    return LatentWeight(latent, scale, draw(rows, blocks) if shifted else None, levels)
+
+
+SHAPES = ((1, 1, 1), (3, 2, 32), (5, 3, 64), (2, 1, 300), (7, 1, 17))

@@ -58,7 +58,7 @@ def resources(compiled, folder: Path) -> dict[str, int]:
 
 
 def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict[str, object]]]:
-    from compress_kernels import triton_blockwise, triton_linear, triton_rows, triton_sweep
+    from compress_kernels import triton_blockwise, triton_grid, triton_linear, triton_rows, triton_sweep
 
     exact = {"enable_fp_fusion": False}
     quantize = {
@@ -104,6 +104,12 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
     rows = matrix | {"ids_ptr": "*i64", "out_ptr": "*bf16", "width": "i32"}
     four_bit = {"x_ptr": "*bf16"} | matrix | {"bias_ptr": "*bf16", "y_ptr": "*bf16", "width": "i32", "outs": "i32"}
     few = {"BLOCK": 64, "OFFSETS": True, "BIAS": True, "OUTS": 8, "PAIRS": 128}
+    blocks = {"latent_ptr": FLOAT, "scale_ptr": FLOAT, "table_ptr": FLOAT, "codes_ptr": BYTES}
+    blocks |= {"width": "i32", "low": "fp32", "high": "fp32"}
+    rounded = blocks | {"shift_ptr": FLOAT, "bounds_ptr": FLOAT, "weight_ptr": "*bf16", "count": "i32"}
+    passed = {"gradient_ptr": "*bf16", "of_latent_ptr": FLOAT, "of_scale_ptr": FLOAT, "of_shift_ptr": FLOAT}
+    passed |= blocks | {"blocks": "i32"}
+    learned = {"SHIFTED": True, "UNIFORM": False, "BOUNDS": 15, "TILE": 1024}
     wide = exact | {"num_warps": 8}
     blockwise, linear = triton_blockwise, triton_linear
     return {
@@ -124,6 +130,9 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
             exact,
         ),
         "linear_4bit": (linear.linear_4bit_kernel, four_bit, few, {}),
+        "round_weight": (triton_grid.round_kernel, rounded, learned, exact),
+        "round_weight_backward": (triton_grid.backward_kernel, passed, {"BLOCKS": 16, "TILE": 64}, exact),
+        "round_weight_backward_rows": (triton_grid.backward_kernel, passed, {"BLOCKS": 1, "TILE": 1024}, exact),
         "divergence": (triton_rows.divergence_kernel, logits, flags, fused),
         "divergence_tempered": (triton_rows.divergence_kernel, logits, flags | {"PLAIN": False}, fused),
         **{

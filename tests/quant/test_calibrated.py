@@ -9,10 +9,11 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.errors import UserError
 from compress.grids import grid_named
-from compress.layerwise import Layers
-from compress.quant.calibrated import calibrate, int8_inputs, sharing_inputs
+from compress.layerwise import Layers, batches
+from compress.quant.calibrated import calibrate, sharing_inputs
+from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, Collected, Solved, damped, solve, target
-from compress.quant.stage import Algorithm, Scaling
+from compress.quant.stage import Activations, Algorithm, Scaling
 from tests.models import FAMILIES, tiny
 from tests.quant.problems import energy, gram_of, layer
 
@@ -143,7 +144,7 @@ def test_int8_inputs_change_what_the_layers_read() -> None:
     seen = {}
     layer_ = model.get_submodule(paths[3])
     plain = model(WINDOWS).logits
-    with int8_inputs(model, paths):
+    with RoundedInputs(Activations.int8_token).on(model, paths):
         handle = layer_.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
         rounded = model(WINDOWS).logits
         handle.remove()
@@ -154,9 +155,10 @@ def test_int8_inputs_change_what_the_layers_read() -> None:
 
 
 def test_calibration_sees_rounded_inputs() -> None:
-    found = [run("llama", "int8", Calibration(int8_inputs=on, absorb=0.0))[2] for on in (False, True)]
+    found = [run("llama", "int8", Calibration(activations=kind, absorb=0.0))[2] for kind in Activations]
     path = linear_paths(tiny("llama")[0])[-1]
-    assert not torch.equal(found[0][path].levels, found[1][path].levels)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.equal(found[one][path].levels, found[other][path].levels)
 
 
 @pytest.mark.parametrize("scaling", [Scaling.awq, Scaling.smooth])
@@ -207,8 +209,32 @@ def test_first_tokens_can_count_more() -> None:
         path = "model.layers.0.self_attn.q_proj"
         norm = model.get_submodule("model.layers.0.input_layernorm")
         y = norm(layers.embedded)
-        found = _collect(layers, 0, layers.embedded, [path], [y], Calibration(first_token=10.0))
+        found = _collect(layers, 0, layers.embedded, [path], [y], RoundedInputs(), Calibration(first_token=10.0))
     rows = torch.cat([y.flatten(0, 1), *9 * [y[:, 0]]])
     torch.testing.assert_close(found.h, gram_of(rows), rtol=1e-4, atol=1e-5)
     assert not bool(found.lost.any())
     assert energy(torch.eye(64), found.h) > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 256), (64, 256), (200, 256), (128, 512), (40, 700), (10, 3000)])
+def test_the_original_follows_whole_batches(shape: tuple[int, int]) -> None:
+    from compress.quant.calibrated import DRIFT_TOKENS, followed_windows
+
+    windows = torch.zeros(shape)
+    followed = followed_windows(windows)
+    sizes = [len(part) for part in batches(windows)]
+    assert followed == len(windows) or followed in [sum(sizes[:n]) for n in range(len(sizes))]
+    assert followed == len(windows) or followed * shape[1] >= DRIFT_TOKENS > (followed - sizes[0]) * shape[1]
+
+
+def test_much_text_is_followed_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the original on a part of the text only, the quantized model is about as near to it."""
+    from compress.quant import calibrated
+
+    windows = torch.randint(3, 320, (96, 32), generator=torch.Generator().manual_seed(5))
+    near = divergence(*run("llama", "int4_g32", Calibration(), windows)[:2])
+    monkeypatch.setattr(calibrated, "DRIFT_TOKENS", 1024)
+    part = divergence(*run("llama", "int4_g32", Calibration(), windows)[:2])
+    rounded = divergence(*run("llama", "int4_g32", Calibration(algorithm=Algorithm.rtn, absorb=0.0), windows)[:2])
+    assert part != near
+    assert part < 1.2 * near < rounded

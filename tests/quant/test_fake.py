@@ -9,7 +9,9 @@ from torch import Tensor
 from compress.grids import GRIDS, Scales, grid_named, level_of, per_column, value_of
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
 from compress.quant.gptq import feedback
+from compress.quant.inputs import RoundedInputs
 from compress.quant.scales import search
+from compress.quant.stage import Activations
 from tests.quant.problems import gram_of, layer
 
 
@@ -60,7 +62,7 @@ def test_what_was_trained_is_what_is_stored(name: str) -> None:
     decoded = weight.grid.decode(weight.grid.pack(levels, scales, torch.float32))
     trained = weight(torch.float32)
     doubled = name.startswith(("nf4", "fp4")) and not name.endswith("single")
-    error = float((decoded - trained).norm() / trained.norm())
+    error = float((decoded - trained.detach()).norm() / trained.detach().norm())
     assert error < (0.03 if doubled else 0.004), error
 
 
@@ -92,8 +94,7 @@ def test_gradient_is_that_of_the_surrogate(name: str) -> None:
     (expected * direction).sum().backward()
     assert weight.latent.grad is not None and weight.factor.grad is not None
     torch.testing.assert_close(weight.latent.grad.double(), u.grad, rtol=1e-4, atol=1e-6)
-    # the levels of a table are kept in half precision for the backward pass
-    torch.testing.assert_close(weight.factor.grad.double(), d.grad, rtol=5e-3, atol=5e-3 * float(d.grad.abs().max()))
+    torch.testing.assert_close(weight.factor.grad.double(), d.grad, rtol=1e-4, atol=1e-5 * float(d.grad.abs().max()))
 
 
 @pytest.mark.parametrize("name", ["nf4", "q4_0", "int4_g64_asym", "int8"])
@@ -120,11 +121,10 @@ def _zero(weight: GridWeight) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama-biases", "gpt2"])
-@pytest.mark.parametrize("int8_inputs", [False, True])
-def test_layers_compute_what_a_dense_model_of_the_decoded_weights_does(family: str, int8_inputs: bool) -> None:
+@pytest.mark.parametrize("activations", Activations)
+def test_layers_compute_what_a_dense_model_of_the_decoded_weights_does(family: str, activations: Activations) -> None:
     from compress.arch import adapter_for
     from compress.arch.linears import linear_paths
-    from compress.quant.calibrated import int8_inputs as rounding
     from compress.quant.calibrated import weight_of
     from tests.models import tiny
 
@@ -142,7 +142,8 @@ def test_layers_compute_what_a_dense_model_of_the_decoded_weights_does(family: s
             value = value_of(levels, scales)
             weights[path] = GridWeight(levels, scales, w.clone(), grid)
             dense.get_submodule(path).weight.copy_(value.t() if conv1d else value)
-        put_on_grid(model, weights, int8_inputs)
+        inputs = RoundedInputs(activations, dict.fromkeys(paths, 2.5))
+        put_on_grid(model, weights, inputs)
         assert sum(isinstance(m, GridLinear) for m in model.modules()) == len(paths)
-        with rounding(dense, paths if int8_inputs else []):
+        with inputs.on(dense, paths):
             torch.testing.assert_close(model(ids).logits, dense(ids).logits, rtol=1e-3, atol=1e-3)

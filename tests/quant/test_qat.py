@@ -44,6 +44,8 @@ def test_fake_layers_compute_what_the_encoded_ones_will(tiny_llama: Path) -> Non
     from compress.arch.linears import linear_paths
     from compress.grids import Int8, level_of
     from compress.quant.fake import GridWeight, put_on_grid
+    from compress.quant.inputs import RoundedInputs
+    from compress.quant.stage import Activations
     from compress.runtime.int8 import Int8Linear
     from compress.runtime.loading import load_model
 
@@ -54,7 +56,7 @@ def test_fake_layers_compute_what_the_encoded_ones_will(tiny_llama: Path) -> Non
         weight = dense.get_submodule(path).weight.detach()
         scales = grid.start(weight)
         weights[path] = GridWeight(level_of(weight, scales, grid), scales, weight, grid)
-    put_on_grid(model, weights, int8_inputs=True)
+    put_on_grid(model, weights, RoundedInputs(Activations.int8_token))
     with torch.no_grad():
         for path in paths:
             fake, plain = model.get_submodule(path), dense.get_submodule(path)

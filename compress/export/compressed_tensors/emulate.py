@@ -2,10 +2,12 @@
 
 weight       code * scale, the scale in the model's type
 activations  per token: step = absmax / 127.5, codes -128 .. 127; ours is absmax / 127, codes -127 .. 127
+             static: the stored step, in the model's type
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +15,10 @@ from torch import nn
 
 from compress.export.compressed_tensors.settings import Scheme
 from compress.export.compressed_tensors.write import Kind, chosen
-from compress.export.emulate import answer, rounded_inputs, tokens_to_int8
+from compress.export.emulate import answer, range_to_int8, rounded_inputs, tokens_to_int8
 from compress.export.tensors import delivered
 from compress.grids import Encoded, Int8
+from compress.runtime.encoded import INPUT_ABSMAX, INT8_STATIC, INT8_TOKENS
 from compress.runtime.loading import replace_module
 
 if TYPE_CHECKING:
@@ -40,10 +43,12 @@ def expected(
         assert isinstance(value, Encoded)
         path = name.removesuffix(".weight")
         before: Any = model.get_submodule(path)
-        differs |= kind.activations or name in dense or not isinstance(before, nn.Linear)
+        differs |= kind.activations is not None or name in dense or not isinstance(before, nn.Linear)
         replace_module(model, path, plain_linear(value, kind, before.bias).to(model.device))
-        if kind.activations:
+        if kind.activations == INT8_TOKENS:
             rules[path] = tokens_to_int8
+        elif kind.activations == INT8_STATIC:
+            rules[path] = partial(range_to_int8, step=(value.parts[INPUT_ABSMAX] / 127).to(value.dtype))
     if not differs:
         return pipeline, None
     with rounded_inputs(model, rules):

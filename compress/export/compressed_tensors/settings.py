@@ -37,7 +37,7 @@ class CompressedTensorsExport(Export):
     """
 
     scheme: Scheme = Scheme.auto
-    """auto: as the checkpoint's grids say, INT8 weights with INT8 activations per token; w8a16: INT8 weights alone. Of
+    """auto: as the checkpoint says, INT8 weights with the activations they were made for; w8a16: INT8 weights alone. Of
     a dense checkpoint the scheme must be named, and its projections are rounded to nearest."""
     group: int = 64
     """Weights that share a scale when a dense checkpoint becomes w4a16: 32, 64 or 128."""

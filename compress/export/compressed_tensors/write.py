@@ -25,6 +25,7 @@ from compress.export.compressed_tensors.settings import Scheme
 from compress.export.tensors import delivered
 from compress.grids import Encoded, Grid, Int8, Integer
 from compress.grids.integer import pack_words
+from compress.runtime.encoded import INPUT_ABSMAX, INT8_STATIC, INT8_TOKENS, quantization_of
 from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Kind:
     """How a projection is written: projections of one kind make one config group."""
 
     grid: Int8 | Integer
-    activations: bool
-    """Rounded to INT8 per token."""
+    activations: str | None
+    """Rounded to INT8: INT8_TOKENS, each on its own scale; INT8_STATIC, all on one; None, as they are."""
 
     @property
     def layout(self) -> str:
@@ -57,11 +58,15 @@ class Kind:
         if isinstance(self.grid, Integer):
             weights |= {"num_bits": self.grid.bits_per_code, "strategy": "group", "group_size": self.grid.block}
             weights["symmetric"] = self.grid.symmetric
-        tokens = {**shared, "strategy": "token", "dynamic": True, "observer": None} if self.activations else None
+        inputs: dict[str, Any] | None = None
+        if self.activations == INT8_TOKENS:
+            inputs = {**shared, "strategy": "token", "dynamic": True, "observer": None}
+        elif self.activations == INT8_STATIC:
+            inputs = {**shared, "strategy": "tensor"}
         return {
             "targets": targets,
             "weights": weights,
-            "input_activations": tokens,
+            "input_activations": inputs,
             "output_activations": None,
             "format": self.layout,
         }
@@ -138,9 +143,11 @@ def quantization_config(kinds: dict[Kind, list[str]], left: list[str]) -> dict[s
 def chosen(checkpoint: Checkpoint, scheme: Scheme, group: int) -> Iterator[tuple[str, Tensor | Encoded, Kind | None]]:
     """Every weight as it is written: encoded with its kind, or dense with None."""
     linears = {f"{path}.weight" for path in linear_paths(checkpoint.config)}
+    own = quantization_of(checkpoint.raw_config)
+    activations = own["activations"] if own else INT8_TOKENS
     for name, value, grid in delivered(checkpoint):
         if isinstance(value, Encoded):
-            kind = kind_of(name, grid, scheme) if name in linears else None
+            kind = kind_of(name, grid, scheme, activations) if name in linears else None
             assert grid is not None
             yield name, (value if kind else grid.decode(value)), kind
             continue
@@ -148,7 +155,7 @@ def chosen(checkpoint: Checkpoint, scheme: Scheme, group: int) -> Iterator[tuple
         if new is None or not new.fits(value.shape):
             yield name, value, None
             continue
-        yield name, new.encode(value), Kind(new, scheme is Scheme.w8a8)
+        yield name, new.encode(value), Kind(new, INT8_TOKENS if scheme is Scheme.w8a8 else None)
 
 
 def grid_for(scheme: Scheme, group: int) -> Int8 | Integer | None:
@@ -160,8 +167,8 @@ def grid_for(scheme: Scheme, group: int) -> Int8 | Integer | None:
     return Integer(4, group, scheme is Scheme.w4a16)
 
 
-def kind_of(name: str, grid: Grid | None, scheme: Scheme) -> Kind | None:
-    """How codes that lie on `grid` already are written; None to decode them.
+def kind_of(name: str, grid: Grid | None, scheme: Scheme, activations: str | None) -> Kind | None:
+    """How codes that lie on `grid` already are written, `activations` being those of INT8 layers; None to decode.
 
     Raises:
         UserError: the scheme asked for is another.
@@ -180,8 +187,9 @@ def kind_of(name: str, grid: Grid | None, scheme: Scheme) -> Kind | None:
             "Give scheme=auto, or quantize on a grid of that scheme.",
         )
     if isinstance(grid, Int8):
-        return Kind(grid, scheme is not Scheme.w8a16)
-    return Kind(grid, False) if isinstance(grid, Integer) and four else None
+        forced = {Scheme.w8a16: None, Scheme.w8a8: activations or INT8_TOKENS}
+        return Kind(grid, forced.get(scheme, activations))
+    return Kind(grid, None) if isinstance(grid, Integer) and four else None
 
 
 def stored(path: str, encoded: Encoded, kind: Kind) -> dict[str, Tensor]:
@@ -189,8 +197,11 @@ def stored(path: str, encoded: Encoded, kind: Kind) -> dict[str, Tensor]:
     parts = encoded.parts
     if isinstance(kind.grid, Int8):
         scale = (parts["absmax"].float() / 127)[:, None]
-        if kind.activations:
-            return {f"{path}.weight": parts["codes"], f"{path}.weight_scale": scale}
+        if kind.activations is not None:
+            written = {f"{path}.weight": parts["codes"], f"{path}.weight_scale": scale}
+            if kind.activations == INT8_STATIC:
+                written[f"{path}.input_scale"] = parts[INPUT_ABSMAX].float() / 127
+            return written
         packed = {"weight_packed": pack_words(parts["codes"].float(), 8), "weight_scale": scale}
     else:
         packed = {"weight_packed": parts["codes"], "weight_scale": parts["scale"].to(encoded.dtype)}

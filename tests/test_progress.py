@@ -1,0 +1,37 @@
+"""Without a terminal a long step is heard of now and then, and a short one not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress import progress
+from compress.progress import SILENCE, Lines, Terminal
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_lines_come_now_and_then_with_the_time_left(clock: list[float]) -> None:
+    said: list[str] = []
+    advance = Lines("training", 100, said.append)
+    advance(40)  # a resumed run: at once, and no measure of its speed
+    for _ in range(50):
+        clock[0] += SILENCE / 10
+        advance(1)
+    assert len(said) == 5
+    assert said[0] == f"  training: 50 of 100, {SILENCE / 10 * 50:.0f} s left"
+    clock[0] += 2 * SILENCE
+    advance(10)  # done: the bar's own line says so
+    assert len(said) == 5
+
+
+def test_short_steps_say_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(bars=False).bar("scoring", 3) as advance:
+        for _ in range(3):
+            clock[0] += 0.1
+            advance(1)
+    assert capsys.readouterr().err == ""

@@ -113,7 +113,7 @@ def test_goes_to_another_process_with_its_models() -> None:
     copied = pickle.loads(pickle.dumps((student, teacher, loss)))
     totals = []
     for ours, theirs, terms in (copied, (student, teacher, loss)):
-        totals.append(float(Distillation(ours, theirs, terms, Training(), 4).training_step(batch(), 0)))
+        totals.append(float(Distillation(ours, theirs, terms, Training(), 4).training_step(batch(), 0).detach()))
     assert totals[0] == totals[1]
 
 

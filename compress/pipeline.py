@@ -217,6 +217,7 @@ class Run:
                 fabric=self.fabric,
                 progress=self.progress,
                 seed=self.config.seed,
+                store=self.store,
             )
             result, metrics = stage.run(current.checkpoint, context)
             gc.collect()

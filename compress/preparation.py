@@ -117,12 +117,32 @@ def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
     Raises:
         UserError: the vocabularies differ.
     """
-    same_size = student.config.vocab_size == teacher.config.vocab_size
-    if not same_size or student.tokenizer().get_vocab() != teacher.tokenizer().get_vocab():
+    difference = _difference(student, teacher)
+    if difference:
         raise UserError(
-            f"student and teacher have different tokenizers ({student.folder} and {teacher.folder}).",
+            f"student and teacher have different tokenizers ({student.folder} and {teacher.folder}): {difference}.",
             "Give a teacher of the same family, with the same tokenizer: teacher.path=DIR_OR_ID.",
         )
+
+
+PROBE = "The 1st naïve test:\n\tdef f(x): return x**2  # 北京, 3.14 and \u00a0spaces   here"
+"""Words, digits, code, other scripts and spaces: what tokenizers of one vocabulary still cut differently."""
+
+
+def _difference(student: Checkpoint, teacher: Checkpoint) -> str:
+    """The first thing in which two vocabularies differ; empty if none does."""
+    sizes = [checkpoint.config.vocab_size for checkpoint in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        return f"their vocabularies have {sizes[0]:,} and {sizes[1]:,} entries"
+    own, other = student.tokenizer(), teacher.tokenizer()
+    words, words_of_teacher = own.get_vocab(), other.get_vocab()
+    if words != words_of_teacher:
+        ids = {**words_of_teacher, **words}
+        word = min((w for w in ids if words.get(w) != words_of_teacher.get(w)), key=lambda w: (ids[w], w))
+        said = [f"id {found[word]}" if word in found else "missing" for found in (words, words_of_teacher)]
+        return f"the token {word!r} is {said[0]} in the student's and {said[1]} in the teacher's"
+    cut = [tokenizer(PROBE, add_special_tokens=False)["input_ids"] for tokenizer in (own, other)]
+    return "they cut the same text into different tokens" if cut[0] != cut[1] else ""
 
 
 def available_threads() -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from compress.checkpoint import Checkpoint
     from compress.data import Corpus
+    from compress.store import Store
 
 Metrics = dict[str, Any]
 """JSON-able facts a stage reports about itself: widths, losses, curves."""
@@ -80,6 +81,8 @@ class Context:
     fabric: Fabric
     progress: Progress
     seed: int = 0
+    store: Store | None = None
+    """Where a stage keeps what other stages and runs can use, by content: a teacher's logits, a corrected teacher."""
 
 
 class Stage(Protocol):

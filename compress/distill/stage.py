@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+import json
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.losses.logits import Logits
+from compress.checkpoint import PLAN
+from compress.errors import UserError
+from compress.losses.logits import DIVERGENCES
+from compress.losses.terms import Terms
 from compress.stage import DENSE, TEACHER, TEXT, Context, Metrics
 from compress.train.settings import Schedule, Training
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
+    from compress.data.windows import Windows
+    from compress.losses.matching import Kept
+
+
+class TeacherStore(str, Enum):
+    """Whether the teacher's logits are kept, and in which form."""
+
+    none = "none"
+    topk = "topk"
+    sampled = "sampled"
 
 
 @dataclass
@@ -19,8 +34,16 @@ class Distill:
 
     embeddings: bool = False
     """Train embedding and head too. Left as they are, a step is a tenth faster, and pruning has not touched them."""
+    teacher_store: TeacherStore = TeacherStore.none
+    """none: the teacher computes along; topk, sampled: from a store written once for all students of a sweep."""
+    teacher_k: int = 64
+    """Tokens kept of every position, most likely ones (topk) or draws (sampled)."""
+    teacher_correction_tokens: int = 0
+    """Tokens of the text that the teacher itself is trained on before it teaches; 0 leaves it as it is."""
+    teacher_correction_rate: float = 2e-5
+    """Peak rate of that training."""
     train: Training = field(default_factory=lambda: Training(rate=2e-4, schedule=Schedule.linear))
-    loss: Logits = field(default_factory=Logits)
+    loss: Terms = field(default_factory=Terms)
 
     kind: ClassVar[str] = "distill"
     version: ClassVar[int] = 1
@@ -29,10 +52,42 @@ class Distill:
     takes: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
 
+    def __post_init__(self) -> None:
+        if self.teacher_k < 1:
+            raise UserError(f"distill.teacher_k={self.teacher_k} must be at least 1.")
+        if self.teacher_correction_tokens < 0:
+            raise UserError(f"distill.teacher_correction_tokens={self.teacher_correction_tokens} must not be negative.")
+        if not self.teacher_correction_rate > 0:
+            raise UserError(f"distill.teacher_correction_rate={self.teacher_correction_rate} must be above zero.")
+        if self.teacher_store is TeacherStore.none:
+            return
+        if self.loss.matching:
+            raise UserError(
+                f"a store of logits (teacher_store={self.teacher_store.value}) holds no states inside the teacher, and "
+                f"loss.hidden={self.loss.hidden}, loss.attention={self.loss.attention} match them.",
+                "Set both to 0, or teacher_store=none.",
+            )
+        others = [name for name in DIVERGENCES[1:] if getattr(self.loss, name)]
+        if self.teacher_store is TeacherStore.sampled and others:
+            raise UserError(
+                f"draws estimate the forward KL only, and {', '.join(f'loss.{name}' for name in others)} is asked for.",
+                "Give teacher_store=topk, or loss.kl alone.",
+            )
+
+    def check(self, config: Any) -> None:
+        """Refuse what the model's vocabulary cannot give, before anything is computed."""
+        if self.teacher_store is not TeacherStore.none and self.teacher_k >= config.vocab_size:
+            raise UserError(
+                f"distill.teacher_k={self.teacher_k}: the vocabulary has {config.vocab_size} tokens in all.",
+                "Give fewer, 64 say, or teacher_store=none.",
+            )
+
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Train, then write the student in the types it had."""
+        from compress.losses.matching import Matched
+        from compress.runtime.loading import load_model
         from compress.train.fit import fit
-        from compress.train.student import load_student, load_teacher, windows_for, write_dense
+        from compress.train.student import load_student, windows_for, write_dense
 
         if checkpoint.folder == context.original.folder:
             context.progress.say(
@@ -40,9 +95,52 @@ class Distill:
                 "prune first, or name another teacher with +model@teacher=hf teacher.path=DIR_OR_ID"
             )
         windows = windows_for(self.train, context)
+        source = self._teacher(context)
+        teacher = None if self.teacher_store is TeacherStore.none else self._stored(source, windows, context)
         student = load_student(checkpoint, context)
         if not self.embeddings:
             student.get_input_embeddings().requires_grad_(False)
             student.get_output_embeddings().requires_grad_(False)
-        fitted = fit(student, load_teacher(context), self.loss, windows, self.train, context)
+        if teacher is None:
+            teacher = load_model(source.folder, device=context.fabric.device).requires_grad_(False)
+        if not self.loss.matching:
+            fitted = fit(student, teacher, self.loss, windows, self.train, context)
+        else:
+            matched = Matched(self.loss, student, teacher, kept_of(checkpoint, context.original))
+            fitted = fit(student, teacher, matched, windows, self.train, context)
+            matched.close()
         return write_dense(student, checkpoint, context), fitted.metrics()
+
+    def _teacher(self, context: Context) -> Checkpoint:
+        """The original, corrected if that is wanted."""
+        from compress.distill.correction import corrected_teacher
+
+        if not self.teacher_correction_tokens:
+            return context.original
+        settings = replace(
+            self.train, tokens=self.teacher_correction_tokens, rate=self.teacher_correction_rate, own_share=0.0
+        )
+        return corrected_teacher(settings, context)
+
+    def _stored(self, teacher: Checkpoint, windows: Windows, context: Context) -> Any:
+        from compress.distill.teacher_store import Kept, stored_teacher
+        from compress.train.fit import lightning_precision
+
+        bf16 = lightning_precision(self.train.precision, context.fabric.device) == "bf16-mixed"
+        sampled = self.teacher_store is TeacherStore.sampled
+        kept = Kept(self.teacher_k, sampled, self.loss.temperature, bf16, context.seed if sampled else 0)
+        return stored_teacher(teacher, windows, kept, context)
+
+
+def kept_of(student: Checkpoint, teacher: Checkpoint) -> Kept | None:
+    """What the pruning plan beside the student says, if it is a plan of this teacher."""
+    from compress.losses.matching import Kept
+
+    file = student.folder / PLAN
+    if not file.is_file():
+        return None
+    plan = json.loads(file.read_text())
+    # a student pruned twice has a plan of something between the two
+    if len(plan["mlp"]) != teacher.config.num_hidden_layers or len(plan["layers"]) != student.config.num_hidden_layers:
+        return None
+    return Kept(tuple(plan["layers"]), tuple(plan["hidden"]))

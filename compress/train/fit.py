@@ -60,7 +60,7 @@ class Batches(IterableDataset[dict[str, Tensor]]):
         micro = self.settings.batch // self.settings.accumulate
         for start in range(self.first_step * self.settings.batch, self.steps * self.settings.batch, micro):
             rows = torch.arange(start, start + micro) % len(self.windows.ids)
-            yield {"ids": self.windows.ids[rows], "lengths": self.windows.lengths[rows]}
+            yield {"ids": self.windows.ids[rows], "lengths": self.windows.lengths[rows], "rows": rows}
 
 
 class ShowProgress(Callback):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import lightning
 import torch
 from torch import Tensor, nn
 
+from compress.losses.stored import StoredTeacher
 from compress.train.optimizer import make_optimizer
 from compress.train.settings import Training, rate_at
 
 if TYPE_CHECKING:
-    from compress_kernels import FusedLoss
+    from compress_kernels import FusedLoss, SparseTargets
 
-Loss = Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor, Tensor], "FusedLoss"]
+Targets = Union[tuple[Tensor, Tensor], "SparseTargets"]
+Loss = Callable[[tuple[Tensor, Tensor], Targets, Tensor, Tensor], "FusedLoss"]
 
 
 def last_hidden(model: nn.Module, ids: Tensor) -> Tensor:
@@ -37,8 +39,9 @@ def head_weight(model: Any) -> Tensor:
 class Distillation(lightning.LightningModule):
     """Trains what requires a gradient in `student` to match `teacher`.
 
-    The teacher stays outside the module tree: it is no part of a checkpoint. Both run in evaluation mode, since dropout
-    would be noise on a target that is known exactly.
+    The teacher stays outside the module tree: it is no part of a checkpoint. A loss that is a module itself trains what
+    it holds (projections), beside the student. Both models run in evaluation mode, since dropout would be noise on a
+    target that is known exactly.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, loss: Loss, settings: Training, steps: int) -> None:
@@ -62,7 +65,7 @@ class Distillation(lightning.LightningModule):
         """Loss of one micro-batch: `ids` [batch, length] and `lengths` [batch]."""
         ids, lengths = batch["ids"].long(), batch["lengths"]
         with torch.no_grad():
-            teacher = last_hidden(self._teacher[0], ids), head_weight(self._teacher[0])
+            teacher = self._targets(ids, batch)
         student = last_hidden(self.student, ids), head_weight(self.student)
         scored = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
         loss = self.loss(student, teacher, ids, scored)
@@ -73,12 +76,19 @@ class Distillation(lightning.LightningModule):
             self._sums.zero_()
         return loss.total
 
+    def _targets(self, ids: Tensor, batch: dict[str, Tensor]) -> Targets:
+        """What the loss takes of the teacher: states and head, or what a store holds of the windows `rows`."""
+        teacher = self._teacher[0]
+        if isinstance(teacher, StoredTeacher):
+            return teacher.targets(batch["rows"], ids.shape[1] - 1)
+        return last_hidden(teacher, ids), head_weight(teacher)
+
     def _rate(self) -> float:
         return self.settings.rate * rate_at(self.global_step, self.steps, self.settings)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the settings, its rate set before every step."""
-        optimizer = make_optimizer(self.settings.optimizer, self.student.parameters(), self.settings.rate)
+        optimizer = make_optimizer(self.settings.optimizer, self.parameters(), self.settings.rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.steps, self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -95,7 +105,7 @@ class Distillation(lightning.LightningModule):
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def _training(self) -> set[str]:
-        return {name for name, p in self.student.named_parameters(prefix="student") if p.requires_grad}
+        return {name for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curve and the random state; of the weights only those that train."""

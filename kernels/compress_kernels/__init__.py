@@ -9,11 +9,14 @@ from compress_kernels.blockwise4bit import (
     quantize_4bit,
     quantize_scales,
 )
+from compress_kernels.chunked_loss import FusedLoss
 from compress_kernels.codes import DYNAMIC_CODE, FP4_CODE, NF4_CODE
-from compress_kernels.fused_kl import Divergence, FusedLoss, divergence, fused_kl
+from compress_kernels.fused_kl import Divergence, divergence, fused_kl
 from compress_kernels.grid_weight import LatentGradients, LatentWeight, round_weight, round_weight_backward
 from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
+from compress_kernels.rows import Divergences
+from compress_kernels.sparse_kl import SparseTargets, sparse_kl, sparse_targets
 from compress_kernels.sweep import Sweep, Swept, sweep_columns
 
 __all__ = [
@@ -22,9 +25,11 @@ __all__ = [
     "NF4_CODE",
     "Blockwise4bit",
     "Divergence",
+    "Divergences",
     "FusedLoss",
     "LatentGradients",
     "LatentWeight",
+    "SparseTargets",
     "Sweep",
     "Swept",
     "backend_name",
@@ -42,5 +47,7 @@ __all__ = [
     "quantize_scales",
     "round_weight",
     "round_weight_backward",
+    "sparse_kl",
+    "sparse_targets",
     "sweep_columns",
 ]

@@ -1,4 +1,4 @@
-"""Two heads over the same tokens, chunk by chunk: the products that fused_kl and divergence are made of.
+"""Heads over the same tokens, chunk by chunk: the products that the losses on logits are made of.
 
 A chunk's logits live in two reused buffers of WORKSPACE bytes together. A head in another dtype than the one computed
 with (autocast over fp32 weights) is cast in slices, so that no whole copy of it ever exists.
@@ -13,9 +13,22 @@ import torch
 from torch import Tensor
 
 WORKSPACE = 32 * 2**20
-"""Bytes for one chunk's logits, student's and teacher's."""
+"""Bytes for one chunk's logits, of all models together."""
 SLICE = 2**20
 """Elements of a head that are cast, or of its gradient that are formed, at a time."""
+
+
+Side = tuple[Tensor, Tensor]
+"""Hidden states [T, D] and head [V, D] of one model."""
+
+
+class Part(NamedTuple):
+    """tokens: the rows it stands for; hidden: the first side's states [R, D] as computed with; logits: [R, V] of each
+    side."""
+
+    tokens: slice
+    hidden: Tensor
+    logits: list[Tensor]
 
 
 class Chunk(NamedTuple):
@@ -73,23 +86,28 @@ def accumulate(gradient: Tensor, hidden: Tensor, total: Tensor) -> None:
 def chunked_logits(
     student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor
 ) -> Iterator[Chunk]:
+    """The logits of two models, in chunks of tokens; a chunk's buffers are its successor's."""
+    for part in chunked((student_hidden, student_head), (teacher_hidden, teacher_head)):
+        yield Chunk(part.tokens, part.hidden, part.logits[0], part.logits[1])
+
+
+def chunked(*sides: Side) -> Iterator[Part]:
     """The logits of [T, D] hidden states under [V, D] heads, in chunks of tokens; a chunk's buffers are its
     successor's.
 
     The dtype (autocast) is settled at the first chunk; the products run without autocast, in exactly that dtype.
     """
-    sides = [(student_hidden, student_head), (teacher_hidden, teacher_head)]
     dtypes = [compute_dtype(hidden, head) for hidden, head in sides]
-    tokens, vocab = student_hidden.shape[0], student_head.shape[0]
+    (tokens, _), vocab, device = sides[0][0].shape, sides[0][1].shape[0], sides[0][0].device
     most = max(1, WORKSPACE // (vocab * sum(dtype.itemsize for dtype in dtypes)))
     count = -(-tokens // most)
     rows = -(-tokens // max(1, count))  # even chunks: a short last one would run its products slower
-    buffers = [torch.empty((rows, vocab), dtype=dtype, device=student_hidden.device) for dtype in dtypes]
+    buffers = [torch.empty((rows, vocab), dtype=dtype, device=device) for dtype in dtypes]
     for begin in range(0, tokens, max(1, rows)):
         part = slice(begin, min(begin + rows, tokens))
         states = [hidden[part].to(dtype) for (hidden, _), dtype in zip(sides, dtypes, strict=True)]
         logits = [buffer[: part.stop - part.start] for buffer in buffers]
-        with torch.autocast(student_hidden.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             for hidden, (_, head), out in zip(states, sides, logits, strict=True):
                 project(hidden, head, out)
-        yield Chunk(part, states[0], logits[0], logits[1])
+        yield Part(part, states[0], logits)

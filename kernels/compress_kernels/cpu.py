@@ -108,7 +108,8 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> T
 def divergence_rows(request: RowRequest) -> RowResult:
     """See reference.divergence_rows."""
     rows, vocab = request.student.shape
-    kl, nll_student, nll_teacher = (torch.empty(rows, dtype=torch.float32) for _ in range(3))
+    kl, weighted, nll_student, nll_teacher = (torch.empty(rows, dtype=torch.float32) for _ in range(4))
+    terms = request.terms.as_list()
     top1 = torch.zeros(rows, dtype=torch.uint8)
     load_library().ck_divergence_rows(
         _pointer(request.student),
@@ -119,17 +120,18 @@ def divergence_rows(request: RowRequest) -> RowResult:
         ctypes.c_int64(rows),
         ctypes.c_int64(vocab),
         ctypes.c_float(request.temperature),
-        ctypes.c_float(request.kl_scale),
-        ctypes.c_float(request.ce_scale),
+        (ctypes.c_float * len(terms))(*terms),
+        ctypes.c_float(request.ce),
         ctypes.c_int(request.want_gradient),
         _pointer(kl),
+        _pointer(weighted),
         _pointer(nll_student),
         _pointer(nll_teacher),
         _pointer(top1 if request.want_top1 else None),
         _threads(),
         ctypes.c_int(level()),
     )
-    return RowResult(kl, nll_student, nll_teacher, top1.bool())
+    return RowResult(kl, weighted, nll_student, nll_teacher, top1.bool())
 
 
 def sweep_columns(request: Sweep) -> Swept:

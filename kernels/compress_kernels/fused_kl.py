@@ -4,13 +4,21 @@ Hinton et al. (arXiv:1503.02531); the gradient taken in the forward pass follows
 arXiv:2410.10989). For a valid token with student logits s = W h, teacher logits t = U g (V entries each), temperature
 T and label y:
 
-    p = softmax(t/T)    q = softmax(s/T)    KL(p || q) = sum_v p_v (log p_v - log q_v)    CE = -log softmax(s)_y
-    total = mean over valid tokens of  kl * T^2 * KL(p || q) + ce * CE
+    p = softmax(t/T)    q = softmax(s/T)    CE = -log softmax(s)_y
+    total = mean over valid tokens of  T^2 * sum_i w_i D_i(p, q) + ce * CE
 
-T^2 keeps the size of the gradient independent of T (the logits' gradient shrinks as 1/T^2). The gradient, with u =
-softmax(s):
+with the weights w_i of `Divergences`: forward KL(p || q) (covers the teacher's modes), reverse KL(q || p) (MiniLLM,
+arXiv:2306.08543: seeks them), generalized Jensen-Shannon (GKD, arXiv:2306.13649), skewed KL and its reverse
+(DistiLLM, arXiv:2402.03898). T^2 keeps the size of the gradient independent of T (the logits' gradient shrinks as
+1/T^2: once by the chain rule, once because the softmaxes differ by 1/T). With u = softmax(s) and z = s/T:
 
-    d KL / d s = (q - p) / T      d CE / d s = u - onehot(y)      =>  G = kl T (q - p) + ce (u - onehot(y))
+    d KL(p || q) / d z = q - p      d CE / d s = u - onehot(y)
+    any other D = sum_v g(p_v, q_v):  d D / d z = q (psi - sum_v q_v psi_v),  psi = d g / d q  up to a constant:
+        reverse KL          log(q/p)
+        Jensen-Shannon      (1 - beta) log(q/m)                               m = beta p + (1 - beta) q
+        skewed KL           (1 - alpha)^2 (q - p) / m                         m = alpha p + (1 - alpha) q
+        its reverse         log(q/m) + alpha (1 - alpha) (p - q) / m          m = alpha q + (1 - alpha) p
+    =>  G = T [w_kl (q - p) + q (psi - sum q psi)] + ce (u - onehot(y))
     d total / d h = W^T G / N     d total / d W = sum over tokens of G h^T / N          (N valid tokens)
 
 so no [T, V] tensor needs to live: a chunk of rows is projected, G replaces the student's logits in place, two
@@ -19,7 +27,8 @@ underflow).
 
 Roofline at N tokens, width D: 8 N V D operations in four products (6 without the gradient to W), against 6 bytes of
 logit traffic per token and entry in the row pass (bf16, each logit read once and written once). At D = 576 the
-products are 768 operations per byte: compute bound, so the row pass only has to be fast enough not to show.
+products are 768 operations per byte: compute bound, so the row pass only has to be fast enough not to show. Terms
+other than the forward KL need sum q psi before the gradient: one more sweep over a row that is in cache.
 
 Memory: WORKSPACE bytes for the two logit chunks plus casts and products in slices, besides the returned gradients.
 The head's gradient is summed over chunks in the head's own dtype: fp32 for an fp32 head (mixed precision), bf16 for a
@@ -28,24 +37,18 @@ bf16 head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from compress_kernels.backend import backend
-from compress_kernels.chunks import accumulate, chunked_logits, pull_back
-from compress_kernels.rows import RowRequest
+from compress_kernels.chunked_loss import Done, FusedLoss, check_tokens, chunked_loss, valid_tokens
+from compress_kernels.chunks import chunked_logits
+from compress_kernels.rows import Divergences, RowRequest
 
-
-class FusedLoss(NamedTuple):
-    """total: scalar that carries the gradient; kl, ce: detached means per valid token, kl without its weight and
-    T^2."""
-
-    total: Tensor
-    kl: Tensor
-    ce: Tensor
+FORWARD = Divergences()
 
 
 class Divergence(NamedTuple):
@@ -58,16 +61,7 @@ class Divergence(NamedTuple):
     top1_equal: Tensor
 
 
-@dataclass(frozen=True)
-class _Terms:
-    temperature: float
-    kl: float
-    ce: float
-    hidden_gradient: bool
-    head_gradient: bool
-
-
-_Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _divergence_rows(
@@ -75,79 +69,28 @@ def _divergence_rows(
     teacher: Tensor,
     labels: Tensor | None,
     temperature: float,
-    kl_scale: float,
-    ce_scale: float,
+    terms: list[float],
+    ce: float,
     want_gradient: bool,
     want_top1: bool,
 ) -> _Rows:
-    request = RowRequest(student, teacher, labels, temperature, kl_scale, ce_scale, want_gradient, want_top1)
+    request = RowRequest(student, teacher, labels, temperature, Divergences(*terms), ce, want_gradient, want_top1)
     result = backend(student.device).divergence_rows(request)
-    return result.kl, result.nll_student, result.nll_teacher, result.top1_equal
+    return result.kl, result.weighted, result.nll_student, result.nll_teacher, result.top1_equal
 
 
 def _divergence_rows_fake(student: Tensor, *_: object) -> _Rows:
-    kl, nll_student, nll_teacher = (student.new_empty(student.shape[0], dtype=torch.float32) for _ in range(3))
-    return kl, nll_student, nll_teacher, student.new_empty(student.shape[0], dtype=torch.bool)
+    rows = [student.new_empty(student.shape[0], dtype=torch.float32) for _ in range(4)]
+    return rows[0], rows[1], rows[2], rows[3], student.new_empty(student.shape[0], dtype=torch.bool)
 
 
 torch.library.define(
     "compress_kernels::divergence_rows",
-    "(Tensor(a!) student, Tensor teacher, Tensor? labels, float temperature, float kl_scale, float ce_scale, "
-    "bool want_gradient, bool want_top1) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor(a!) student, Tensor teacher, Tensor? labels, float temperature, float[] terms, float ce, "
+    "bool want_gradient, bool want_top1) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.impl("compress_kernels::divergence_rows", ("cpu", "cuda"), _divergence_rows)
 torch.library.register_fake("compress_kernels::divergence_rows", _divergence_rows_fake)
-
-
-class _FusedKL(torch.autograd.Function):
-    """Sums over tokens forward; the gradients are made then and only scaled backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_hidden: Tensor,
-        student_head: Tensor,
-        teacher_hidden: Tensor,
-        teacher_head: Tensor,
-        labels: Tensor | None,
-        terms: _Terms,
-    ) -> tuple[Tensor, Tensor]:
-        want = terms.hidden_gradient or terms.head_gradient
-        hidden_gradient = torch.empty_like(student_hidden) if terms.hidden_gradient else None
-        head_gradient = torch.zeros_like(student_head) if terms.head_gradient else None
-        kl, ce = (torch.zeros((), dtype=torch.float64, device=student_hidden.device) for _ in range(2))
-        scales = terms.temperature, terms.kl * terms.temperature**2, terms.ce
-        for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
-            chosen = None if labels is None else labels[chunk.tokens]
-            rows = torch.ops.compress_kernels.divergence_rows(
-                chunk.student, chunk.teacher, chosen, *scales, want, False
-            )
-            kl += rows[0].sum(dtype=torch.float64)
-            ce += rows[1].sum(dtype=torch.float64)
-            with torch.autocast(student_hidden.device.type, enabled=False):
-                if hidden_gradient is not None:
-                    hidden_gradient[chunk.tokens] = pull_back(chunk.student, student_head)
-                if head_gradient is not None:
-                    accumulate(chunk.student, chunk.hidden, head_gradient)
-        ctx.gradients = hidden_gradient, head_gradient
-        ctx.set_materialize_grads(False)
-        total = scales[1] * kl + terms.ce * ce
-        means = torch.stack([kl, ce]).float()
-        ctx.mark_non_differentiable(means)
-        return total.float(), means
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("fused_kl's gradient is made once, in its forward pass: call it again to backward again")
-        hidden_gradient, head_gradient = ctx.gradients
-        ctx.gradients = None  # lets autograd keep the buffers as .grad instead of copying them
-        if upstream[0] is None:
-            return (None,) * 6
-        for gradient in (hidden_gradient, head_gradient):
-            if gradient is not None:
-                gradient.mul_(upstream[0].to(gradient.device))
-        return hidden_gradient, head_gradient, None, None, None, None
 
 
 def _check(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor, teacher_head: Tensor) -> None:
@@ -163,11 +106,6 @@ def _check(student_hidden: Tensor, student_head: Tensor, teacher_hidden: Tensor,
         raise ValueError(f"student and teacher heads have {given} rows: expected one vocabulary")
 
 
-def _check_tokens(name: str, given: Tensor | None, tokens: int) -> None:
-    if given is not None and given.shape != (tokens,):
-        raise ValueError(f"{name} has shape {tuple(given.shape)}: expected ({tokens},), one per token")
-
-
 def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five plain values
     student_hidden: Tensor,
     student_head: Tensor,
@@ -177,10 +115,10 @@ def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five 
     labels: Tensor | None = None,
     mask: Tensor | None = None,
     temperature: float = 1.0,
-    kl: float = 1.0,
+    terms: Divergences = FORWARD,
     ce: float = 0.0,
 ) -> FusedLoss:
-    """Mean over valid tokens of kl * temperature^2 * KL(teacher || student) + ce * CE(student, labels).
+    """Mean over valid tokens of temperature^2 * sum of `terms` (teacher, student) + ce * CE(student, labels).
 
     student_hidden: [T, Ds], student_head: [V, Ds], teacher_hidden: [T, Dt], teacher_head: [V, Dt], in bf16, fp16 or
     fp32; labels: int64 [T], already shifted, -100 for a token to leave out; mask: bool or 0/1 [T]. A token is valid
@@ -190,27 +128,23 @@ def fused_kl(  # noqa: PLR0913 - the two models are four tensors, the loss five 
     Raises ValueError for shapes that do not fit, temperature <= 0, or ce without labels.
     """
     _check(student_hidden, student_head, teacher_hidden, teacher_head)
-    tokens = student_hidden.shape[0]
-    _check_tokens("labels", labels, tokens)
-    _check_tokens("mask", mask, tokens)
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}: expected a number above 0")
-    if labels is None and ce != 0:
-        raise ValueError(f"ce is {ce} but there are no labels: pass labels, or ce=0")
-    valid = torch.ones(tokens, dtype=torch.bool, device=student_hidden.device) if mask is None else mask.bool()
-    if labels is not None:
-        valid = valid & (labels >= 0)
-    if not bool(valid.all()):
-        index = valid.nonzero()[:, 0]
+    index = valid_tokens(student_hidden, labels, mask, temperature, ce)
+    if index is not None:
         student_hidden, teacher_hidden = student_hidden[index], teacher_hidden[index]
         labels = None if labels is None else labels[index]
-    graph = torch.is_grad_enabled()
-    terms = _Terms(temperature, kl, ce, graph and student_hidden.requires_grad, graph and student_head.requires_grad)
-    total, sums = _FusedKL.apply(  # type: ignore[no-untyped-call]
-        student_hidden, student_head, teacher_hidden.detach(), teacher_head.detach(), labels, terms
-    )
-    count = max(1, student_hidden.shape[0])
-    return FusedLoss(total / count, sums[0] / count, sums[1] / count)
+    teacher = teacher_hidden.detach(), teacher_head.detach()
+    weights = terms.scaled(temperature**2).as_list()
+
+    def produce(hidden: Tensor, head: Tensor, want: bool) -> Iterator[Done]:
+        for chunk in chunked_logits(hidden, head, *teacher):
+            chosen = None if labels is None else labels[chunk.tokens]
+            rows = torch.ops.compress_kernels.divergence_rows(
+                chunk.student, chunk.teacher, chosen, temperature, weights, ce, want, False
+            )
+            sums = torch.stack([row.sum(dtype=torch.float64) for row in rows[:3]])
+            yield Done(chunk.tokens, chunk.hidden, chunk.student, sums)
+
+    return chunked_loss(student_hidden, student_head, produce, ce)
 
 
 @torch.no_grad()
@@ -226,14 +160,17 @@ def divergence(
     Shapes and errors as fused_kl; a token with a negative label still gets its divergence.
     """
     _check(student_hidden, student_head, teacher_hidden, teacher_head)
-    _check_tokens("labels", labels, student_hidden.shape[0])
+    check_tokens("labels", labels, student_hidden.shape[0])
     parts: list[_Rows] = []
     for chunk in chunked_logits(student_hidden, student_head, teacher_hidden, teacher_head):
         chosen = labels[chunk.tokens]
         parts.append(
-            torch.ops.compress_kernels.divergence_rows(chunk.student, chunk.teacher, chosen, 1.0, 0.0, 0.0, False, True)
+            torch.ops.compress_kernels.divergence_rows(
+                chunk.student, chunk.teacher, chosen, 1.0, FORWARD.as_list(), 0.0, False, True
+            )
         )
     if not parts:
         empty = student_hidden.new_empty(0, dtype=torch.float32)
         return Divergence(empty, empty, empty, empty.bool())
-    return Divergence(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    kl, _, *others = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Divergence(kl, *others)

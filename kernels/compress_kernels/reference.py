@@ -1,8 +1,7 @@
 """The specification of every operation in plain torch; also the backend where there is no compiler.
 
 Blockwise 4-bit follows bitsandbytes 0.50.2 on the CPU to the bit (`backends/default/ops.py` for the codes,
-`csrc/cpu_ops.cpp` for the nested 8-bit scales). `divergence_rows` and `kl_loss` are the distillation loss (see
-fused_kl.py).
+`csrc/cpu_ops.cpp` for the nested 8-bit scales). The distillation loss: reference_rows.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from compress_kernels.codes import INT8_LEVELS, INT8_UNIT, NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.grid_weight import LatentGradients, LatentWeight
-from compress_kernels.rows import RowRequest, RowResult
+from compress_kernels.reference_rows import divergence_rows, kl_loss, weighted_divergence  # noqa: F401 - part of it
 from compress_kernels.sweep import Sweep, Swept
 
 ABSMAX_FLOOR = 1e-38
@@ -141,61 +140,6 @@ def linear_4bit(
     """x: [..., K], bias: [N] or None, the others as in decode_rows_4bit; returns [..., N] in the type of x."""
     weight = decode_rows_4bit(codes, scales, table, block, offsets, None, x.dtype)
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
-
-
-def _nll(log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
-    rows, vocab = log_probabilities.shape
-    if labels is None:
-        return torch.zeros(rows, device=log_probabilities.device, dtype=log_probabilities.dtype)
-    known = (labels >= 0) & (labels < vocab)
-    picked = log_probabilities.gather(1, labels.where(known, torch.zeros_like(labels))[:, None])[:, 0]
-    return torch.where(known, -picked, torch.zeros_like(picked))
-
-
-def divergence_rows(request: RowRequest) -> RowResult:
-    """KL, likelihoods and (in place over the student's logits) the gradient of one chunk, in fp32."""
-    student, teacher = request.student.float(), request.teacher.float()
-    log_student = F.log_softmax(student / request.temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / request.temperature, dim=1)
-    kl = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(dim=1)
-    log_plain = F.log_softmax(student, dim=1)
-    nll_student = _nll(log_plain, request.labels)
-    nll_teacher = _nll(F.log_softmax(teacher, dim=1), request.labels)
-    top1 = torch.zeros(student.shape[0], dtype=torch.bool, device=student.device)
-    if request.want_top1:
-        top1 = student.argmax(dim=1) == teacher.argmax(dim=1)
-    if request.want_gradient:
-        gradient = (log_student.exp() - log_teacher.exp()) * (request.kl_scale / request.temperature)
-        if request.labels is not None and request.ce_scale != 0.0:
-            known = ((request.labels >= 0) & (request.labels < student.shape[1])).to(student.dtype)[:, None]
-            wanted = log_plain.exp()
-            wanted.scatter_add_(1, request.labels.clamp(0, student.shape[1] - 1)[:, None], -known)
-            gradient += request.ce_scale * known * wanted
-        request.student.copy_(gradient)
-    return RowResult(kl, nll_student, nll_teacher, top1)
-
-
-def kl_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    valid: Tensor,
-    labels: Tensor | None,
-    *,
-    temperature: float,
-    kl: float,
-    ce: float,
-) -> Tensor:
-    """The distillation loss on whole logits [T, V], differentiable; what fused_kl computes in chunks. Scalar.
-
-    In the dtype of the logits (fp32, or fp64 to check gradients against); valid: bool [T]; labels: int64 [T].
-    """
-    count = valid.sum().clamp(min=1)
-    log_student = F.log_softmax(student_logits[valid] / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher_logits[valid] / temperature, dim=1)
-    total = kl * temperature**2 * F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    if labels is not None:
-        total = total + ce * F.cross_entropy(student_logits[valid], labels[valid], reduction="sum")
-    return total / count
 
 
 def sweep_columns(request: Sweep) -> Swept:

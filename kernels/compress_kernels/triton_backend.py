@@ -106,29 +106,36 @@ def divergence_rows(request: RowRequest) -> RowResult:
     """See reference.divergence_rows."""
     rows, vocab = request.student.shape
     device = request.student.device
-    kl, nll_student, nll_teacher = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(3))
+    outputs = (torch.empty(rows, dtype=torch.float32, device=device) for _ in range(4))
+    kl, weighted, nll_student, nll_teacher = outputs
+    terms = request.terms
     top1 = torch.zeros(rows, dtype=torch.uint8, device=device)
     triton_rows.divergence_kernel[(rows,)](
         request.student,
         request.teacher,
         kl if request.labels is None else request.labels,
         kl,
+        weighted,
         nll_student,
         nll_teacher,
         top1,
         vocab,
         1.0 / request.temperature,
-        request.kl_scale / request.temperature,
-        request.ce_scale,
+        *terms.as_list(),
+        request.ce,
         LABELS=request.labels is not None,
         PLAIN=request.temperature == 1.0,
         GRADIENT=request.want_gradient,
         TOP1=request.want_top1,
+        REVERSE=terms.reverse_kl != 0.0,
+        JS=terms.js != 0.0,
+        SKEW=terms.skew_kl != 0.0,
+        SKEW_REVERSE=terms.skew_reverse_kl != 0.0,
         TILE=min(2048, triton.next_power_of_2(vocab)),
         num_warps=8,
         enable_fp_fusion=True,
     )
-    return RowResult(kl, nll_student, nll_teacher, top1.bool())
+    return RowResult(kl, weighted, nll_student, nll_teacher, top1.bool())
 
 
 def sweep_columns(request: Sweep) -> Swept:

@@ -1,6 +1,7 @@
-"""The Triton kernel of the distillation row operation: a program per row, two sweeps. Derivation: fused_kl.py."""
+"""The Triton kernel of the distillation row operation: a program per row, two
+sweeps, and one more for divergences besides the forward KL. Derivation: fused_kl.py."""
 
-# ruff: noqa: PLR0913, PLR0915, PLR0917 - a kernel takes pointers one by one and is one function
+# ruff: noqa: PLR0912, PLR0913, PLR0915, PLR0917 - a kernel takes pointers one by one and is one function
 from __future__ import annotations
 
 import triton
@@ -15,25 +16,82 @@ def _online(x, maximum, total):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _log1p(x):  # type: ignore[no-untyped-def]
+    """log(1 + x), the rounding of 1 + x made up for."""
+    u = tl.maximum(1.0 + x, 1.2e-38)
+    return tl.log(u) + (x - (u - 1.0)) / u
+
+
+@triton.jit
+def _others(  # type: ignore[no-untyped-def]
+    s_logp,
+    t_logp,
+    reverse_kl,
+    js,
+    skew_kl,
+    skew_reverse_kl,
+    beta,
+    alpha,
+    REVERSE: tl.constexpr,
+    JS: tl.constexpr,
+    SKEW: tl.constexpr,
+    SKEW_REVERSE: tl.constexpr,
+):
+    """Weighted divergences besides the forward KL, their slopes psi, and q; see csrc/divergences_body.h."""
+    s_logp, t_logp = tl.maximum(s_logp, -87.0), tl.maximum(t_logp, -87.0)
+    p, q = tl.exp(t_logp), tl.exp(s_logp)
+    excess = q - p
+    weighted, psi = tl.zeros_like(q), tl.zeros_like(q)
+    if REVERSE:
+        ratio = s_logp - t_logp
+        weighted += reverse_kl * (q * ratio - excess)
+        psi += reverse_kl * ratio
+    if JS:
+        of_q, of_p = -_log1p(-beta * excess / q), -_log1p((1.0 - beta) * excess / p)
+        weighted += js * (beta * (p * of_p) + (1.0 - beta) * (q * of_q))
+        psi += js * (1.0 - beta) * of_q
+    moved = (1.0 - alpha) * excess
+    if SKEW:
+        weighted += skew_kl * (moved - p * _log1p(moved / p))
+        psi += skew_kl * (1.0 - alpha) * moved / (p + moved)
+    if SKEW_REVERSE:
+        of_q = -_log1p(-moved / q)
+        weighted += skew_reverse_kl * (q * of_q - moved)
+        psi += skew_reverse_kl * (of_q - alpha * moved / (q - moved))
+    return weighted, psi, q
+
+
+@triton.jit
 def divergence_kernel(  # type: ignore[no-untyped-def]
     student_ptr,
     teacher_ptr,
     labels_ptr,
     kl_ptr,
+    weighted_ptr,
     nll_student_ptr,
     nll_teacher_ptr,
     top1_ptr,
     vocab,
     inverse_temperature,
-    kl_scale,
-    ce_scale,
+    kl,
+    reverse_kl,
+    js,
+    skew_kl,
+    skew_reverse_kl,
+    beta,
+    alpha,
+    ce,
     LABELS: tl.constexpr,
     PLAIN: tl.constexpr,
     GRADIENT: tl.constexpr,
     TOP1: tl.constexpr,
+    REVERSE: tl.constexpr,
+    JS: tl.constexpr,
+    SKEW: tl.constexpr,
+    SKEW_REVERSE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One row: KL, likelihoods, top-1 equality, gradient over the student logits."""
+    """One row: divergences, likelihoods, top-1 equality, gradient over the student logits."""
     row = tl.program_id(0).to(tl.int64)
     student_ptr += row * vocab
     teacher_ptr += row * vocab
@@ -76,6 +134,22 @@ def divergence_kernel(  # type: ignore[no-untyped-def]
         tl.store(top1_ptr + row, tl.where(s_top == t_top, 1, 0).to(tl.uint8))
     tl.debug_barrier()  # the label's logit is read by every thread before the sweep below overwrites it
 
+    OTHERS: tl.constexpr = REVERSE or JS or SKEW or SKEW_REVERSE
+    mean = 0.0
+    if OTHERS:
+        weighted, slope = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+        for start in range(0, vocab, TILE):
+            at = start + tl.arange(0, TILE)
+            inside = at < vocab
+            s = tl.load(student_ptr + at, mask=inside, other=0.0).to(tl.float32) * inverse_temperature - s_log
+            t = tl.load(teacher_ptr + at, mask=inside, other=0.0).to(tl.float32) * inverse_temperature - t_log
+            term, psi, q = _others(
+                s, t, reverse_kl, js, skew_kl, skew_reverse_kl, beta, alpha, REVERSE, JS, SKEW, SKEW_REVERSE
+            )
+            weighted += tl.where(inside, term, 0.0)
+            slope += tl.where(inside, q * psi, 0.0)
+        mean = tl.sum(slope, axis=0)
+
     divergence = tl.zeros((TILE,), tl.float32)
     for start in range(0, vocab, TILE):
         at = start + tl.arange(0, TILE)
@@ -89,9 +163,31 @@ def divergence_kernel(  # type: ignore[no-untyped-def]
         term = tl.where(p > 0.0, p * (t_logp - s_logp), 0.0) - p + q
         divergence += tl.where(inside, term, 0.0)
         if GRADIENT:
-            gradient = kl_scale * (q - p)
+            gradient = kl * (q - p)
+            if OTHERS:
+                _, psi, bounded = _others(
+                    s_logp,
+                    t_logp,
+                    reverse_kl,
+                    js,
+                    skew_kl,
+                    skew_reverse_kl,
+                    beta,
+                    alpha,
+                    REVERSE,
+                    JS,
+                    SKEW,
+                    SKEW_REVERSE,
+                )
+                gradient += bounded * (psi - mean)
+            gradient *= inverse_temperature
             if LABELS:
                 plain = q if PLAIN else tl.exp(s - s_plain_log)
-                gradient += tl.where(known, ce_scale * (plain - tl.where(at == label, 1.0, 0.0)), 0.0)
+                gradient += tl.where(known, ce * (plain - tl.where(at == label, 1.0, 0.0)), 0.0)
             tl.store(student_ptr + at, gradient.to(student_ptr.dtype.element_ty), mask=inside)
-    tl.store(kl_ptr + row, tl.sum(divergence, axis=0))
+    total = tl.sum(divergence, axis=0)
+    tl.store(kl_ptr + row, total)
+    if OTHERS:
+        tl.store(weighted_ptr + row, kl * total + tl.sum(weighted, axis=0))
+    else:
+        tl.store(weighted_ptr + row, kl * total)

@@ -137,6 +137,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "keep negative": (["+pipeline=prune_only", "stages.prune.keep=-0.2"], "0.85"),
     "temperature zero": (["+pipeline=distill_only", "stages.distill.loss.temperature=0"], "temperature"),
     "no loss at all": (["+pipeline=distill_only", "stages.distill.loss.kl=0"], "loss"),
+    "negative weight": (["+pipeline=distill_only", "stages.distill.loss.js=-1"], "loss.js=-1"),
+    "no mixture": (["+pipeline=distill_only", "stages.distill.loss.skew_alpha=1"], "loss.skew_alpha"),
     "negative rate": (["+pipeline=distill_only", "stages.distill.train.rate=-1"], "rate"),
     "no tokens": (["+pipeline=distill_only", "train.tokens=0"], "tokens"),
     "quantize twice": (["+pipeline=nf4", "+quant@stages.again=int8"], "'quant' before it took that away"),

@@ -10,6 +10,12 @@ from compress_kernels.rows import RowRequest
 from sweeps import SHAPES, TABLES, latent_weight, request
 from torch import Tensor
 
+DIVERGENCES = (
+    ck.Divergences(0.7),
+    *(ck.Divergences(*(float(i == j) for j in range(5)), beta=0.3, alpha=0.2) for i in range(1, 5)),
+    ck.Divergences(0.5, 0.4, 0.3, 0.2, 0.1),
+)
+
 
 def same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
@@ -71,12 +77,14 @@ def check_rows() -> None:
                 teacher = student + (torch.randn(4, vocab, generator=generator) * 0.3).to(dtype)
                 labels = torch.randint(0, vocab, (4,), generator=generator)
                 labels[2] = -100
-                for chosen in (labels, None):
-                    options = (teacher, chosen, temperature, 0.7, 0.3, True, True)
+                chosen_terms = [*((labels, terms) for terms in DIVERGENCES), (None, DIVERGENCES[-1])]
+                for chosen, terms in chosen_terms if dtype == torch.float32 else chosen_terms[-2:]:
+                    options = (teacher, chosen, temperature, terms, 0.3, True, True)
                     requests = [RowRequest(student.clone(), *options) for _ in range(2)]
                     actual = triton_backend.divergence_rows(requests[0])
                     expected = reference.divergence_rows(requests[1])
                     torch.testing.assert_close(actual.kl, expected.kl, rtol=1e-4, atol=2e-6)
+                    torch.testing.assert_close(actual.weighted, expected.weighted, rtol=1e-4, atol=2e-6)
                     torch.testing.assert_close(actual.nll_student, expected.nll_student)
                     torch.testing.assert_close(actual.nll_teacher, expected.nll_teacher)
                     assert torch.equal(actual.top1_equal, expected.top1_equal)
@@ -161,7 +169,9 @@ def check_public_functions() -> None:
     expected_input = hidden.detach().clone().requires_grad_()
     valid = torch.ones(6, dtype=torch.bool)
     teacher = (hidden.detach() + 0.1) @ head.t()
-    expected = reference.kl_loss(expected_input @ head.t(), teacher, valid, None, temperature=1.0, kl=1.0, ce=0.0)
+    expected = reference.kl_loss(
+        expected_input @ head.t(), teacher, valid, None, temperature=1.0, terms=ck.Divergences(), ce=0.0
+    )
     expected.backward()
     torch.testing.assert_close(loss.total, expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(hidden.grad, expected_input.grad, rtol=1e-3, atol=1e-6)

@@ -11,7 +11,25 @@ from compress_kernels.levels import force_level
 from compress_kernels.rows import RowRequest
 from torch import Tensor
 
-TERMS = [(1.0, 1.0, 0.0), (2.0, 1.0, 0.0), (0.5, 0.7, 0.3), (1.0, 0.5, 0.5), (3.0, 0.0, 1.0)]
+KL = ck.Divergences()
+TERMS = [
+    (1.0, KL, 0.0),
+    (2.0, KL, 0.0),
+    (0.5, KL.scaled(0.7), 0.3),
+    (1.0, KL.scaled(0.5), 0.5),
+    (3.0, KL.scaled(0), 1.0),
+]
+OTHERS = [
+    (1.0, ck.Divergences(0, 1), 0.0),
+    (2.0, ck.Divergences(0, 0.5), 0.3),
+    (1.0, ck.Divergences(0, 0, 1), 0.0),
+    (0.5, ck.Divergences(0, 0, 1, beta=0.1), 0.5),
+    (1.0, ck.Divergences(0, 0, 0, 1), 0.0),
+    (2.0, ck.Divergences(0, 0, 0, 1, alpha=0.4), 0.5),
+    (1.0, ck.Divergences(0, 0, 0, 0, 1), 0.0),
+    (3.0, ck.Divergences(0, 0, 0, 0, 1, alpha=0.7), 0.2),
+    (1.5, ck.Divergences(0.3, 0.4, 0.5, 0.6, 0.7, beta=0.8, alpha=0.3), 0.9),
+]
 
 
 @pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
@@ -57,13 +75,15 @@ class Case:
         assert self.student_hidden.grad is not None and self.student_head.grad is not None
         return self.student_hidden.grad, self.student_head.grad
 
-    def plain(self, dtype: torch.dtype, valid: Tensor, temperature: float, kl: float, ce: float) -> list[Tensor]:
+    def plain(
+        self, dtype: torch.dtype, valid: Tensor, temperature: float, terms: ck.Divergences, ce: float
+    ) -> list[Tensor]:
         """Loss and gradients by whole-tensor torch: products in `dtype`, softmax in fp32 or better."""
         hidden, head = (x.detach().to(dtype).requires_grad_() for x in (self.student_hidden, self.student_head))
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         student = (hidden @ head.t()).to(wide)
         teacher = (self.teacher_hidden.to(dtype) @ self.teacher_head.to(dtype).t()).to(wide)
-        loss = reference.kl_loss(student, teacher, valid, self.labels, temperature=temperature, kl=kl, ce=ce)
+        loss = reference.kl_loss(student, teacher, valid, self.labels, temperature=temperature, terms=terms, ce=ce)
         loss.backward()
         assert hidden.grad is not None and head.grad is not None
         return [loss.detach(), hidden.grad, head.grad]
@@ -86,38 +106,40 @@ def test_the_reference_is_the_textbook_loss() -> None:
     p, q = F.softmax(teacher / 2, dim=1), F.softmax(student / 2, dim=1)
     by_hand = 0.7 * 4 * (p * (p.log() - q.log())).sum(dim=1).mean() + 0.3 * F.cross_entropy(student, labels)
     valid = torch.ones(7, dtype=torch.bool)
-    ours = reference.kl_loss(student, teacher, valid, labels, temperature=2.0, kl=0.7, ce=0.3)
+    ours = reference.kl_loss(student, teacher, valid, labels, temperature=2.0, terms=KL.scaled(0.7), ce=0.3)
     torch.testing.assert_close(ours, by_hand, rtol=1e-12, atol=0)
     library = F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher, dim=1), reduction="batchmean")
-    plain = reference.kl_loss(student, teacher, valid, None, temperature=1.0, kl=1.0, ce=0.0)
+    plain = reference.kl_loss(student, teacher, valid, None, temperature=1.0, terms=KL, ce=0.0)
     torch.testing.assert_close(plain, library, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize(("temperature", "kl", "ce"), TERMS)
+@pytest.mark.parametrize(("temperature", "terms", "ce"), TERMS + OTHERS)
 @pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (3, 17), (33, 1000), (20, 4099)])
-def test_fp32_equals_float64(form: str, tokens: int, vocab: int, temperature: float, kl: float, ce: float) -> None:
+def test_fp32_equals_float64(
+    form: str, tokens: int, vocab: int, temperature: float, terms: ck.Divergences, ce: float
+) -> None:
     case = Case(tokens, vocab, torch.float32)
     if tokens == 1:
         case.labels[:], case.mask[:] = 0, True
-    options = {"temperature": temperature, "kl": kl, "ce": ce}
+    options = {"temperature": temperature, "terms": terms, "ce": ce}
     loss = case.fused(labels=case.labels, mask=case.mask, **options)
     (loss.total * 3).backward()
     valid = case.mask & (case.labels >= 0)
-    expected, hidden, head = case.plain(torch.float64, valid, temperature, kl, ce)
+    expected, hidden, head = case.plain(torch.float64, valid, temperature, terms, ce)
     torch.testing.assert_close(loss.total.detach().double(), expected, rtol=1e-5, atol=1e-6)
     for actual, wanted in zip(case.gradients(), (hidden, head), strict=True):
         torch.testing.assert_close(actual.double(), 3 * wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max() + 1e-3))
 
 
-@pytest.mark.parametrize(("temperature", "kl", "ce"), TERMS)
-def test_bf16_equals_plain_bf16_torch(form: str, temperature: float, kl: float, ce: float) -> None:
+@pytest.mark.parametrize(("temperature", "terms", "ce"), TERMS + OTHERS)
+def test_bf16_equals_plain_bf16_torch(form: str, temperature: float, terms: ck.Divergences, ce: float) -> None:
     """The same rounded logits give the same value; the gradient is as close to float64 as plain torch's is."""
     case = Case(40, 4099, torch.bfloat16)
-    loss = case.fused(labels=case.labels, temperature=temperature, kl=kl, ce=ce)
+    loss = case.fused(labels=case.labels, temperature=temperature, terms=terms, ce=ce)
     loss.total.backward()
     valid = case.labels >= 0
-    plain = case.plain(torch.bfloat16, valid, temperature, kl, ce)
-    truth = case.plain(torch.float64, valid, temperature, kl, ce)
+    plain = case.plain(torch.bfloat16, valid, temperature, terms, ce)
+    truth = case.plain(torch.float64, valid, temperature, terms, ce)
     assert distance(loss.total.detach(), plain[0]) < 1e-5
     for actual, ordinary, exact in zip(case.gradients(), plain[1:], truth[1:], strict=True):
         assert actual.dtype == torch.bfloat16
@@ -136,8 +158,8 @@ def test_autocast(form: str, wide: str, monkeypatch: pytest.MonkeyPatch) -> None
         loss = case.fused(labels=case.labels)
     loss.total.backward()
     valid = case.labels >= 0
-    plain = case.plain(torch.bfloat16, valid, 1.0, 1.0, 0.0)
-    truth = case.plain(torch.float64, valid, 1.0, 1.0, 0.0)
+    plain = case.plain(torch.bfloat16, valid, 1.0, KL, 0.0)
+    truth = case.plain(torch.float64, valid, 1.0, KL, 0.0)
     assert distance(loss.total.detach(), plain[0]) < 1e-5
     for actual, ordinary, exact in zip(case.gradients(), plain[1:], truth[1:], strict=True):
         assert distance(actual, exact) < 1.1 * distance(ordinary, exact) + 1e-3
@@ -145,12 +167,46 @@ def test_autocast(form: str, wide: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert case.gradients()[1].dtype == case.student_head.dtype
 
 
+def test_every_divergence_by_its_definition() -> None:
+    """reference.weighted_divergence against sums of p log(p/q) over hand-made mixtures, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    p, q = (torch.randn(7, 11, generator=generator, dtype=torch.float64).mul(3).softmax(1) for _ in range(2))
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum(1)
+
+    m = 0.3 * p + 0.7 * q
+    expected = {
+        ck.Divergences(2): 2 * kl(p, q),
+        ck.Divergences(0, 3): 3 * kl(q, p),
+        ck.Divergences(0, 0, 2, beta=0.3): 2 * (0.3 * kl(p, m) + 0.7 * kl(q, m)),
+        ck.Divergences(0, 0, 0, 1, alpha=0.1): kl(p, 0.1 * p + 0.9 * q),
+        ck.Divergences(0, 0, 0, 0, 1, alpha=0.1): kl(q, 0.1 * q + 0.9 * p),
+    }
+    for terms, wanted in expected.items():
+        torch.testing.assert_close(reference.weighted_divergence(p.log(), q.log(), terms), wanted, rtol=1e-10, atol=0)
+
+
+def test_every_term_within_a_thousandth_at_full_vocabulary(form: str) -> None:
+    """Value and gradients against plain fp32 torch, at the vocabulary of the default model."""
+    if form in ("portable", "avx2"):
+        pytest.skip("too slow for no new code path")
+    for terms in (ck.Divergences(*(float(i == j) for j in range(5))) for i in range(5)):
+        case = Case(24, 49_152, torch.float32)
+        loss = case.fused(terms=terms)
+        loss.total.backward()
+        plain = case.plain(torch.float32, torch.ones(24, dtype=torch.bool), 1.0, terms, 0.0)
+        for actual, wanted in zip((loss.total.detach(), *case.gradients()), plain, strict=True):
+            assert distance(actual, wanted) < 1e-3, terms
+
+
 def test_chunks_change_nothing(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = Case(37, 501, torch.float32), Case(37, 501, torch.float32)
-    first = whole.fused(labels=whole.labels, ce=0.2)
+    mixed = ck.Divergences(0.5, 0.1, 0.2, 0.3, 0.4)
+    first = whole.fused(labels=whole.labels, terms=mixed, ce=0.2)
     first.total.backward()
     monkeypatch.setattr(chunks, "WORKSPACE", 4 * 501 * 8)  # four rows at a time
-    second = parts.fused(labels=parts.labels, ce=0.2)
+    second = parts.fused(labels=parts.labels, terms=mixed, ce=0.2)
     second.total.backward()
     torch.testing.assert_close(second.total, first.total, rtol=1e-6, atol=0)
     for actual, expected in zip(parts.gradients(), whole.gradients(), strict=True):
@@ -184,11 +240,11 @@ def test_nothing_valid_is_zero(form: str) -> None:
 
 def test_means_and_no_grad(form: str) -> None:
     case = Case(30, 301, torch.float32)
-    trained = case.fused(labels=case.labels, temperature=2.0, kl=0.7, ce=0.3)
+    trained = case.fused(labels=case.labels, temperature=2.0, terms=KL.scaled(0.7), ce=0.3)
     torch.testing.assert_close(trained.total.detach(), 0.7 * 4 * trained.kl + 0.3 * trained.ce)
     assert not trained.kl.requires_grad and not trained.ce.requires_grad
     with torch.no_grad():
-        watched = case.fused(labels=case.labels, temperature=2.0, kl=0.7, ce=0.3)
+        watched = case.fused(labels=case.labels, temperature=2.0, terms=KL.scaled(0.7), ce=0.3)
     assert not watched.total.requires_grad
     torch.testing.assert_close(watched.total, trained.total.detach())
     case.student_head.requires_grad_(False)
@@ -202,7 +258,7 @@ def test_means_and_no_grad(form: str) -> None:
 def test_self_distillation_is_zero(form: str) -> None:
     case = Case(30, 3001, torch.float32)
     same = (case.student_hidden.detach(), case.student_head.detach())
-    loss = ck.fused_kl(case.student_hidden, case.student_head, *same)
+    loss = ck.fused_kl(case.student_hidden, case.student_head, *same, terms=ck.Divergences(1, 1, 1, 1, 1))
     loss.total.backward()
     assert abs(loss.total.item()) < 1e-6
     assert float(case.gradients()[0].abs().max()) < 1e-7
@@ -218,6 +274,12 @@ def test_small_divergences_keep_their_digits(form: str) -> None:
     exact = exact_kl(student, teacher)
     actual = cpu.divergence_rows(RowRequest(student, teacher, None)).kl
     torch.testing.assert_close(actual.double(), exact, rtol=0.01, atol=0)
+    logs = F.log_softmax(teacher.double(), 1), F.log_softmax(student.double(), 1)
+    for terms in (ck.Divergences(*(float(i == j) for j in range(5))) for i in range(5)):
+        weighted = cpu.divergence_rows(RowRequest(student, teacher, None, 1.0, terms)).weighted
+        torch.testing.assert_close(
+            weighted.double(), reference.weighted_divergence(*logs, terms), rtol=0.01, atol=0, msg=str(terms)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -245,7 +307,7 @@ def test_extreme_logits(form: str) -> None:
     teacher[0, 50:] = float("-inf")
     student[1] *= 1e4
     student[2, 7] = float("nan")
-    request = RowRequest(student.clone(), teacher, torch.tensor([3, 4, 5]), 1.0, 1.0, 0.5, True, False)
+    request = RowRequest(student.clone(), teacher, torch.tensor([3, 4, 5]), 1.0, KL, 0.5, True, False)
     forms = reference.divergence_rows if form == "reference" else cpu.divergence_rows
     result = forms(request)
     p = F.softmax(teacher[0, :50].double(), 0)
@@ -261,7 +323,7 @@ def test_operation_is_well_formed() -> None:
     labels = torch.tensor([1, 2, -100, 32])
     torch.library.opcheck(
         torch.ops.compress_kernels.divergence_rows.default,
-        (student, teacher, labels, 1.0, 1.0, 0.5, True, True),
+        (student, teacher, labels, 1.0, KL.as_list(), 0.5, True, True),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -272,6 +334,8 @@ def test_mistakes_are_explained() -> None:
         case.fused(ce=0.5)
     with pytest.raises(ValueError, match="temperature is 0"):
         case.fused(temperature=0)
+    with pytest.raises(ValueError, match="alpha is 1"):
+        ck.Divergences(alpha=1)
     with pytest.raises(ValueError, match=r"mask has shape \(4,\): expected \(5,\)"):
         case.fused(mask=torch.ones(4))
     with pytest.raises(ValueError, match="one vocabulary"):

@@ -19,14 +19,15 @@ PACKAGES = str(Path(ck.__file__).parent.parent)
 FLOAT, BYTES = "*fp32", "*u8"
 LOGITS = {
     "kl_ptr": FLOAT,
+    "weighted_ptr": FLOAT,
     "nll_student_ptr": FLOAT,
     "nll_teacher_ptr": FLOAT,
     "top1_ptr": BYTES,
     "vocab": "i32",
     "inverse_temperature": "fp32",
-    "kl_scale": "fp32",
-    "ce_scale": "fp32",
+    **dict.fromkeys(("kl", "reverse_kl", "js", "skew_kl", "skew_reverse_kl", "beta", "alpha", "ce"), "fp32"),
 }
+OTHERS = ("REVERSE", "JS", "SKEW", "SKEW_REVERSE")
 
 
 def compile_kernel(kernel, pointers: dict[str, str], constants: dict[str, object], capability: int, **options):
@@ -86,7 +87,14 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
     feedback = {"ANCHORED": False, "SHIFTED": False, "UNIFORM": False, "BOUNDS": 15} | sizes
     descent = {"ANCHORED": True, "SHIFTED": True, "UNIFORM": True, "BOUNDS": 0} | sizes
     logits = {"student_ptr": "*bf16", "teacher_ptr": "*bf16", "labels_ptr": "*i64"} | LOGITS
-    flags = {"LABELS": True, "PLAIN": True, "GRADIENT": True, "TOP1": False, "TILE": 2048}
+    flags = {
+        "LABELS": True,
+        "PLAIN": True,
+        "GRADIENT": True,
+        "TOP1": False,
+        **dict.fromkeys(OTHERS, False),
+        "TILE": 2048,
+    }
     fused = {"num_warps": 8, "enable_fp_fusion": True}
     sizes = {"rows": "i32", "width": "i32", "outs": "i32"}
     rounding = {"x_ptr": "*bf16", "codes_ptr": "*i8", "absmax_ptr": FLOAT, "width": "i32"}
@@ -127,6 +135,16 @@ def kernels() -> dict[str, tuple[object, dict[str, str], dict[str, object], dict
         "round_weight_backward_rows": (triton_grid.backward_kernel, passed, {"BLOCKS": 1, "TILE": 1024}, exact),
         "divergence": (triton_rows.divergence_kernel, logits, flags, fused),
         "divergence_tempered": (triton_rows.divergence_kernel, logits, flags | {"PLAIN": False}, fused),
+        **{
+            f"divergence_{name.lower()}": (triton_rows.divergence_kernel, logits, flags | {name: True}, fused)
+            for name in OTHERS
+        },
+        "divergence_all": (
+            triton_rows.divergence_kernel,
+            logits,
+            flags | dict.fromkeys(OTHERS, True) | {"PLAIN": False},
+            fused,
+        ),
         "divergence_fp32": (
             triton_rows.divergence_kernel,
             logits | {"student_ptr": FLOAT, "teacher_ptr": FLOAT},

@@ -151,8 +151,33 @@ def test_teacher_with_other_words(model: Path, text_file: Path, tmp_path: Path, 
 
     save("llama", tmp_path / "teacher", vocab_size=400)
     more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}"]
-    with pytest.raises(UserError, match="tokenizers"):
+    with pytest.raises(UserError, match=r"tokenizers.*320 and 400 entries"):
         compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out", *more))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"\u0143"', '"\u0144"', "missing in the teacher's"),
+        ('"add_prefix_space":false', '"add_prefix_space":true', "cut"),
+    ],
+)
+def test_teacher_whose_tokenizer_differs_in_a_word_or_a_rule(
+    old: str, new: str, said: str, model: Path, tmp_path: Path
+) -> None:
+    """The same size is not the same vocabulary, and the same vocabulary not the same tokens."""
+    from compress.checkpoint import Checkpoint
+    from compress.preparation import check_same_words
+
+    text = json.dumps(json.loads((model / "tokenizer.json").read_text()), ensure_ascii=False, separators=(",", ":"))
+    assert old in text
+    teacher = tmp_path / "teacher"
+    shutil.copytree(model, teacher)
+    (teacher / "tokenizer.json").write_text(text.replace(old, new))
+    ours, theirs = (Checkpoint(folder, frozenset()) for folder in (model, teacher))
+    check_same_words(ours, ours)
+    with pytest.raises(UserError, match=said):
+        check_same_words(ours, theirs)
 
 
 def test_cuda_that_is_not_there(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

@@ -5,6 +5,8 @@
  * The sum is taken as sum [p (log p - log q) - p + q]: the same value, but every term is >= 0 and the error of the two
  * normalizers cancels to first order, so a KL of 1e-5 keeps its digits in fp32. Sums go to double every FLUSH elements.
  *
+ * The other divergences: divergences_body.h.
+ *
  * Three sweeps over the row: maxima, normalizers, divergence with gradient; 2 x 49,152 bf16 logits are 192 kB and stay in L2.
  * So each logit is read from memory once and each gradient written once: 6 bytes per vocabulary entry in bf16, about 60
  * vector operations per 16 entries. The body is compiled for three instruction sets (kl_rows_body.h).
@@ -19,13 +21,19 @@ enum { F32 = 0, BF16 = 1 };
 enum { FLUSH = 2048 };
 
 typedef struct {
+    float kl, reverse_kl, js, skew_kl, skew_reverse_kl, beta, alpha;
+} terms_of;
+
+typedef struct {
     void *student;
     const void *teacher;
     const int64_t *labels; /* or NULL */
     int64_t vocab;
-    float inverse_temperature, kl_scale, ce_scale;
+    float inverse_temperature, ce_scale;
+    terms_of terms;
+    int others; /* whether any divergence but the forward KL counts */
     int student_dtype, teacher_dtype, want_gradient;
-    float *kl, *nll_student, *nll_teacher;
+    float *kl, *weighted, *nll_student, *nll_teacher;
     uint8_t *top1; /* or NULL */
 } rows_job;
 
@@ -78,12 +86,16 @@ static inline int64_t first_equal(const void *row, int dtype, int64_t vocab, flo
 #undef NAME
 #endif
 
+/* `terms`: the five weights, beta and alpha. */
 EXPORT void ck_divergence_rows(void *student, int student_dtype, const void *teacher, int teacher_dtype,
-                               const int64_t *labels, int64_t rows, int64_t vocab, float temperature, float kl_scale,
-                               float ce_scale, int want_gradient, float *kl, float *nll_student, float *nll_teacher,
-                               uint8_t *top1, int threads, int level) {
-    rows_job job = {student, teacher, labels, vocab, 1.0f / temperature, kl_scale / temperature, ce_scale,
-                    student_dtype, teacher_dtype, want_gradient, kl, nll_student, nll_teacher, top1};
+                               const int64_t *labels, int64_t rows, int64_t vocab, float temperature,
+                               const float *terms, float ce_scale, int want_gradient, float *kl, float *weighted,
+                               float *nll_student, float *nll_teacher, uint8_t *top1, int threads, int level) {
+    terms_of weights;
+    memcpy(&weights, terms, sizeof weights);
+    int others = weights.reverse_kl != 0.0f || weights.js != 0.0f || weights.skew_kl != 0.0f || weights.skew_reverse_kl != 0.0f;
+    rows_job job = {student, teacher, labels, vocab, 1.0f / temperature, ce_scale, weights, others,
+                    student_dtype, teacher_dtype, want_gradient, kl, weighted, nll_student, nll_teacher, top1};
     range_fn fn = divergence_rows_portable;
 #if defined(__x86_64__)
     if (level == 1) fn = divergence_rows_avx2;

@@ -152,13 +152,15 @@ INLINE float NAME(divergence)(void *student, const void *teacher, int64_t vocab,
     return (float)total;
 }
 
+#include "divergences_body.h"
+
 INLINE void NAME(one_row)(const rows_job *job, int64_t index, int s_dtype, int t_dtype) {
     int64_t vocab = job->vocab;
     char *student = (char *)job->student + index * vocab * (s_dtype == F32 ? 4 : 2);
     const char *teacher = (const char *)job->teacher + index * vocab * (t_dtype == F32 ? 4 : 2);
     int64_t label = job->labels ? job->labels[index] : -1;
     int known = label >= 0 && label < vocab, plain = job->inverse_temperature == 1.0f;
-    NAME(row_state) state = {.kl_scale = job->kl_scale, .ce_scale = known ? job->ce_scale : 0.0f,
+    NAME(row_state) state = {.kl_scale = job->terms.kl * job->inverse_temperature, .ce_scale = known ? job->ce_scale : 0.0f,
                              .inverse_temperature = job->inverse_temperature};
     state.s_max = NAME(row_maximum)(student, s_dtype, vocab);
     state.t_max = NAME(row_maximum)(teacher, t_dtype, vocab);
@@ -178,9 +180,19 @@ INLINE void NAME(one_row)(const rows_job *job, int64_t index, int s_dtype, int t
     }
     job->nll_student[index] = known ? state.s_plain_log - s_label : 0.0f;
     job->nll_teacher[index] = known ? t_plain_log - t_label : 0.0f;
+    if (job->others) {
+        const terms_of *terms = &job->terms;
+        NAME(row_sums) sums = NAME(values)(student, teacher, vocab, &state, terms, s_dtype, t_dtype);
+        job->kl[index] = (float)sums.kl;
+        job->weighted[index] = (float)sums.weighted;
+        if (job->want_gradient)
+            NAME(gradients)(student, teacher, vocab, &state, terms, known ? label : -1, (float)sums.mean, s_dtype, t_dtype);
+        return;
+    }
     if (!job->want_gradient) job->kl[index] = NAME(divergence)(student, teacher, vocab, &state, s_dtype, t_dtype, plain, 0);
     else if (plain) job->kl[index] = NAME(divergence)(student, teacher, vocab, &state, s_dtype, t_dtype, 1, 1);
     else job->kl[index] = NAME(divergence)(student, teacher, vocab, &state, s_dtype, t_dtype, 0, 1);
+    job->weighted[index] = job->terms.kl * job->kl[index];
     if (job->want_gradient && known) { /* the one-hot of the cross entropy, before the entry is rounded */
         float q = expf(s_label * job->inverse_temperature - state.s_log);
         float p = expf(t_label * job->inverse_temperature - state.t_log);

@@ -1,0 +1,29 @@
+"""The terms of healing: those on logits, and matching the inside of the teacher (compress.losses.matching)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compress.errors import UserError
+from compress.losses.logits import Logits
+
+
+@dataclass
+class Terms(Logits):
+    """Weights of the terms."""
+
+    hidden: float = 0.0
+    """Weight of the error of the residual stream after the layers, relative to the teacher's."""
+    attention: float = 0.0
+    """Weight of the error of what the layers' attention reads, relative to the teacher's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("hidden", "attention"):
+            if getattr(self, name) < 0:
+                raise UserError(f"loss.{name}={getattr(self, name)} must not be negative.")
+
+    @property
+    def matching(self) -> bool:
+        """Whether states inside the models count."""
+        return self.hidden > 0 or self.attention > 0

@@ -24,6 +24,7 @@ from compress.own_text import own_text
 from compress.paths import cache_folder
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage
 from compress.store import Store, content_key
+from compress.train.strategy import check_strategies
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -105,6 +106,7 @@ class Run:
             second: Corpus = config.second.load()
             advance(1)
         self.device = preparation.check_device(config.device.value)
+        check_strategies(config.stages, self.device)
         self.fabric = self._fabric()
         self.run_key = self._run_key()
         self.evaluator = Evaluator(
@@ -135,7 +137,7 @@ class Run:
         import torch
         from lightning.fabric import Fabric
 
-        from compress.train.fit import quiet_lightning
+        from compress.train.quiet import quiet_lightning
 
         torch.set_num_threads(self.threads)
         with quiet_lightning():

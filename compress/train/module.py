@@ -50,8 +50,28 @@ class Distillation(lightning.LightningModule):
         self.steps = steps
         self.curve: list[dict[str, float]] = []
         self._sums = torch.zeros(3)
+        self._sharded = False
         # a checkpoint holds what trains; on_load_checkpoint sees to it that this is all there
         self.strict_loading = False
+
+    def configure_model(self) -> None:
+        """With FSDP2, divide the weights: layer by layer, and the rest, head included, as they are needed in a step."""
+        if self.device_mesh is None or self._sharded:
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        # a divided parameter is another object, without the attributes of the one it came from
+        factors = {name: p.rate_factor for name, p in self.named_parameters() if hasattr(p, "rate_factor")}
+        mesh = self.device_mesh["data_parallel"]
+        for layer in [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        register_fsdp_forward_method(self, "training_step")
+        for name, parameter in self.named_parameters():
+            if name in factors:
+                parameter.rate_factor = factors[name]  # type: ignore[attr-defined]
+        self._sharded = True
 
     def on_train_start(self) -> None:
         """Dropout off, teacher where the student is."""
@@ -59,19 +79,26 @@ class Distillation(lightning.LightningModule):
         self._teacher[0].to(self.device).requires_grad_(False).eval()
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        """Loss of one micro-batch: `ids` [batch, length] and `lengths` [batch]."""
+        """Loss of one micro-batch: `ids` [batch, length], `lengths` [batch] and `share`, its weight in the step."""
         ids, lengths = batch["ids"].long(), batch["lengths"]
         with torch.no_grad():
             teacher = last_hidden(self._teacher[0], ids), head_weight(self._teacher[0])
         student = last_hidden(self.student, ids), head_weight(self.student)
         scored = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
         loss = self.loss(student, teacher, ids, scored)
-        self._sums += torch.tensor([float(loss.total.detach()), float(loss.kl), float(loss.ce)])
+        share = batch["share"]
+        self._sums += float(share) * torch.tensor([float(loss.total.detach()), float(loss.kl), float(loss.ce)])
         if (index + 1) % self.settings.accumulate == 0:
-            mean = (self._sums / self.settings.accumulate).tolist()
+            mean = self._over_processes(self._sums / self.settings.accumulate).tolist()
             self.curve.append({"loss": mean[0], "kl": mean[1], "ce": mean[2], "rate": self._rate()})
             self._sums.zero_()
-        return loss.total
+        return loss.total * share
+
+    def _over_processes(self, mean: Tensor) -> Tensor:
+        if self.settings.devices == 1:
+            return mean
+        reduced: Tensor = self.trainer.strategy.reduce(mean.to(self.device), reduce_op="mean")
+        return reduced
 
     def _rate(self) -> float:
         return self.settings.rate * rate_at(self.global_step, self.steps, self.settings)
@@ -110,7 +137,8 @@ class Distillation(lightning.LightningModule):
         Raises:
             ValueError: it holds other weights than those that train.
         """
-        if set(checkpoint["state_dict"]) != self._training():
+        # FSDP2 has taken the weights out and put them where they belong already
+        if "state_dict" in checkpoint and set(checkpoint["state_dict"]) != self._training():
             raise ValueError("the checkpoint holds other weights than those that train")
         self.curve = list(checkpoint["curve"])
         torch.set_rng_state(checkpoint["random_state"])

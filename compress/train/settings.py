@@ -25,6 +25,16 @@ class Schedule(str, Enum):
     constant = "constant"
 
 
+class Strategy(str, Enum):
+    """How several processes share a training; see `compress.train.strategy`."""
+
+    auto = "auto"
+    """ddp, if there are several."""
+    ddp = "ddp"
+    fsdp = "fsdp"
+    deepspeed = "deepspeed"
+
+
 @dataclass
 class Training:
     """One training run. Budgets are in tokens, so that they mean the same for every batch and length."""
@@ -37,6 +47,10 @@ class Training:
     """Windows per optimizer step."""
     accumulate: int = 1
     """Micro-batches a step is computed in; must divide `batch`. More of them need less memory."""
+    strategy: Strategy = Strategy.auto
+    """How several processes share the work: auto (ddp), ddp, fsdp (weights and optimizer state divided too), deepspeed."""
+    devices: int = 1
+    """Processes of this machine, one on each GPU, or sharing the CPU's threads; must divide `batch`."""
     own_share: float = 0.25
     """Fraction of the windows that are text the original has written itself."""
     rate: float = 3e-4
@@ -57,11 +71,22 @@ class Training:
     """Progress is saved this often (less often if saving would cost over a tenth of the time); 0 for never."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "length", "batch", "accumulate"):
+        for name in ("tokens", "length", "batch", "accumulate", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if self.batch % self.accumulate:
             raise UserError(f"train.accumulate={self.accumulate} does not divide train.batch={self.batch}.")
+        if self.batch % (self.accumulate * self.devices):
+            raise UserError(
+                f"train.devices={self.devices} times train.accumulate={self.accumulate} does not divide "
+                f"train.batch={self.batch}.",
+                f"Give every process a whole number of windows: train.batch={4 * self.accumulate * self.devices}.",
+            )
+        if self.devices == 1 and self.strategy is not Strategy.auto:
+            raise UserError(
+                f"train.strategy={self.strategy.value} is about several processes, and train.devices=1.",
+                "Give train.devices=2 or more, or leave the strategy out.",
+            )
         if self.length < 8:
             raise UserError(f"train.length={self.length} is too short to learn from.", "Give at least 8 tokens.")
         if not self.rate > 0:

@@ -10,7 +10,7 @@ from torch.nn.functional import kl_div
 
 from compress.data.windows import Windows
 from compress.losses.logits import Logits
-from compress.train.fit import Batches
+from compress.train.batches import Batches
 from compress.train.module import Distillation
 from compress.train.settings import Training
 from tests.models import tiny
@@ -32,7 +32,13 @@ def test_padding_does_not_leak_into_the_loss(family: str) -> None:
         for row, length in enumerate(lengths):
             padded[row, length:] = filler
         with torch.no_grad():
-            losses.append(float(module(student, teacher).training_step({"ids": padded.int(), "lengths": lengths}, 0)))
+            losses.append(
+                float(
+                    module(student, teacher).training_step(
+                        {"ids": padded.int(), "lengths": lengths, "share": torch.ones(())}, 0
+                    )
+                )
+            )
     kls = []
     with torch.no_grad():
         for row, length in zip(ids, lengths, strict=True):

@@ -14,7 +14,7 @@ from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "lightning", "safetensors")
-WITHOUT_EFFECT = frozenset({"checkpoint_seconds"})
+WITHOUT_EFFECT = frozenset({"checkpoint_seconds", "loggers"})
 """Fields that change how a result is made, but not the result."""
 
 

@@ -24,7 +24,7 @@ from compress.own_text import own_text
 from compress.paths import cache_folder
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage
 from compress.store import Store, content_key
-from compress.train.strategy import check_strategies
+from compress.train.strategy import check_trainings
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -106,7 +106,7 @@ class Run:
             second: Corpus = config.second.load()
             advance(1)
         self.device = preparation.check_device(config.device.value)
-        check_strategies(config.stages, self.device)
+        check_trainings(config.stages, self.device)
         self.fabric = self._fabric()
         self.run_key = self._run_key()
         self.evaluator = Evaluator(
@@ -208,6 +208,7 @@ class Run:
                 fabric=self.fabric,
                 progress=self.progress,
                 seed=self.config.seed,
+                logs=self.output / "logs" / name,
             )
             result, metrics = stage.run(current.checkpoint, context)
             gc.collect()

@@ -80,6 +80,8 @@ class Context:
     fabric: Fabric
     progress: Progress
     seed: int = 0
+    logs: Path | None = None
+    """Where a training's loggers write."""
 
 
 class Stage(Protocol):

@@ -9,8 +9,9 @@ trl_gkd           TRL's GKDTrainer off-policy (lmbda=0, beta=0: forward KL on fu
 
 All: fp32 student with bf16 autocast, bf16 teacher, fused AdamW, gradients clipped at norm 1, no activation
 checkpointing unless --checkpointing. The process trains a round of steps whenever a line with their number comes in on
-standard input and answers with a line of JSON: seconds, seconds of processor time, the peak of its anonymous memory in the round and what it held
-before it (models, optimizer state, libraries), both in bytes, and the loss of the round's last step.
+standard input and answers with a line of JSON: seconds and seconds of processor time, the peak of its anonymous memory
+in the round and what it held before it (models, optimizer state, libraries), both in bytes, and the loss of the
+round's last step.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def models(given: argparse.Namespace) -> tuple[Any, Any]:
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             if parameter.dim() == 2 and "embed" not in name:
-                parameter += 0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator))
     if given.trains == "layers":
         student.get_input_embeddings().requires_grad_(False)
         student.get_output_embeddings().requires_grad_(False)

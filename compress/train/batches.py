@@ -1,4 +1,4 @@
-"""Micro-batches of a training, by global step: the same however often it was interrupted and on however many processes."""
+"""Micro-batches of a training, by global step: the same if it was interrupted, and on several processes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Batches(IterableDataset[dict[str, Tensor]]):
     """Micro-batches by global step, so that a resumed run sees exactly what an undisturbed one would have seen.
 
     A step's windows are divided evenly among its micro-batches and the processes, and a micro-batch's `share` makes up
-    for their different numbers of scored tokens: its mean loss times `share`, averaged over micro-batches and processes,
-    is the mean over all tokens of the step. On one process and in one piece it is 1.
+    for their different numbers of scored tokens: its mean loss times `share`, averaged over micro-batches and
+    processes, is the mean over all tokens of the step. On one process and in one piece it is 1.
     """
 
     def __init__(self, windows: Windows, settings: Training, steps: int, rank: int = 0) -> None:

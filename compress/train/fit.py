@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from compress.memory import release
 from compress.train.batches import Batches
 from compress.train.callbacks import ShowProgress, StopOnNaN
+from compress.train.loggers import Log, loggers_for
 from compress.train.module import Distillation, Loss
 from compress.train.quiet import quiet_lightning
 from compress.train.resume import DirectSave, SaveProgress, saved_progress
-from compress.train.settings import Precision, Training
+from compress.train.settings import Keep, Precision, Training
 from compress.train.strategy import plugins, strategy_for
+from compress.train.student import held_out_for
+from compress.train.validate import BEST, Validate, best, load_weights
 
 if TYPE_CHECKING:
     from compress.data.windows import Windows
@@ -43,6 +46,10 @@ class Job:
     """Where progress is saved."""
     device: str
     """cpu or cuda."""
+    held_out: Tensor | None = None
+    """int64 [n, length], to validate on."""
+    logs: Path | None = None
+    """Where loggers write."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,16 @@ class Fitted:
     curve: list[dict[str, float]]
     resumed_at: int
     tokens_per_second: float
+    validations: list[dict[str, float]] = field(default_factory=list)
+    """Step, and loss and KL on held-out text then."""
 
     def metrics(self) -> dict[str, Any]:
         """For the report. The curve has at most 200 points."""
         stride = max(1, math.ceil(len(self.curve) / 200))
-        return {
+        measured: dict[str, Any] = {}
+        if self.validations:
+            measured = {"validations": self.validations, "best_step": self.validations[best(self.validations)]["step"]}
+        return measured | {
             "steps": self.steps,
             "train_tokens": self.tokens,
             "tokens_per_second": self.tokens_per_second,
@@ -92,12 +104,16 @@ def fit(
         UserError: nothing trains, or the loss is not a number.
     """
     device = "cuda" if context.fabric.device.type == "cuda" else "cpu"
-    job = Job(student, teacher, loss, windows, settings, context.scratch, device)
-    if settings.devices == 1:
-        return train(job, context.progress)
-    from compress.train.processes import train_in_processes
+    held_out = held_out_for(settings, context) if settings.validate_every else None
+    job = Job(student, teacher, loss, windows, settings, context.scratch, device, held_out, context.logs)
+    if settings.devices > 1:
+        from compress.train.processes import train_in_processes
 
-    return train_in_processes(job, context.progress)
+        return train_in_processes(job, context.progress)
+    fitted = train(job, context.progress)
+    if settings.keep is Keep.best:
+        load_weights(student, context.scratch / BEST)
+    return fitted
 
 
 def train(job: Job, progress: Progress, rank: int = 0) -> Fitted:
@@ -116,6 +132,7 @@ def train(job: Job, progress: Progress, rank: int = 0) -> Fitted:
     if resume:
         batches.first_step = torch.load(resume, map_location="cpu", weights_only=True)["global_step"]
         progress.say(f"goes on at step {batches.first_step} of {steps}")
+    validation = [] if job.held_out is None else [Validate(job.held_out, settings, job.scratch, rank)]
     release()
     begin = time.monotonic()
     with quiet_lightning(), progress.bar("training", steps) as advance:
@@ -131,9 +148,9 @@ def train(job: Job, progress: Progress, rank: int = 0) -> Fitted:
             precision=lightning_precision(settings.precision, torch.device(job.device)),
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip,
-            callbacks=[show, StopOnNaN(), SaveProgress(job.scratch, settings)],
+            callbacks=[show, StopOnNaN(), *validation, Log(), SaveProgress(job.scratch, settings)],
             plugins=[DirectSave(), *plugins(settings)],
-            logger=False,
+            logger=loggers_for(settings, job.logs or job.scratch / "logs") or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -141,6 +158,7 @@ def train(job: Job, progress: Progress, rank: int = 0) -> Fitted:
         )
         trainer.fit(module, DataLoader(batches, batch_size=None), ckpt_path=resume, weights_only=True)
     seconds = time.monotonic() - begin
-    trained = steps - batches.first_step
-    rate = job.windows.tokens * trained / steps / seconds if trained else 0.0
-    return Fitted(steps, job.windows.tokens, module.curve, batches.first_step, rate)
+    made = len(module.curve)
+    tokens = job.windows.tokens * made // steps
+    rate = job.windows.tokens * (made - batches.first_step) / steps / seconds
+    return Fitted(made, tokens, module.curve, batches.first_step, rate, module.validations)

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from compress.errors import UserError
 from compress.train.fit import Fitted, Job
+from compress.train.settings import Keep
+from compress.train.validate import BEST, load_weights
 
 if TYPE_CHECKING:
     from compress.stage import Progress
@@ -54,7 +55,8 @@ def train_in_processes(job: Job, progress: Progress) -> Fitted:
         for worker in workers:
             stack.callback(worker.end)
         follow(workers, progress)
-        load_weights(job.student, folder / WEIGHTS)
+        best = job.settings.keep is Keep.best
+        load_weights(job.student, job.scratch / BEST if best else folder / WEIGHTS)
         return Fitted(**json.loads((folder / FITTED).read_text()))
 
 
@@ -63,16 +65,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def load_weights(student: nn.Module, file: Path) -> None:
-    """Put the weights that have trained back where they came from."""
-    from safetensors.torch import load_file
-
-    parameters = dict(student.named_parameters())
-    with torch.no_grad():
-        for name, tensor in load_file(file).items():
-            parameters[name].copy_(tensor)
 
 
 class Worker:

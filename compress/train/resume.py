@@ -61,7 +61,8 @@ class SaveProgress(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time and a whole optimizer step has just been made."""
-        if not self.seconds or trainer.global_step >= trainer.max_steps:
+        # after the last step there is nothing to go on with: whoever saved here would train one step more
+        if not self.seconds or trainer.global_step >= trainer.max_steps or trainer.should_stop:
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return

@@ -1,11 +1,11 @@
-"""How the processes of a training share it.
+"""How the processes of a training share it, and what of a training is refused before it starts.
 
     ddp        every process holds the whole student and a part of each batch; gradients are averaged (Li et al.,
                arXiv 2006.15704)
     fsdp       weights, gradients and optimizer state are divided too and gathered layer by layer: Lightning's
                ModelParallelStrategy over torch's fully_shard, FSDP2 (Zhao et al., arXiv 2304.11277)
-    deepspeed  ZeRO stage 2 (Rajbhandari et al., arXiv 1910.02054): gradients and optimizer state are divided. Needs CUDA
-               and the library: its settings are checked, and it is UNTESTED: no GPU was at hand
+    deepspeed  ZeRO stage 2 (Rajbhandari et al., arXiv 1910.02054): gradients and optimizer state are divided. Needs
+               CUDA and the library: its settings are checked, and it is UNTESTED, for want of a GPU
 
 On a CPU they talk through gloo, on CUDA through NCCL. All processes are of one machine, and ours: a training starts
 them (`processes`), never Lightning, which would start the whole command once more.
@@ -17,7 +17,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
-from compress.train.settings import Strategy, Training
+from compress.train.settings import Logger, Strategy, Training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from compress.stage import Stage
 
 
-def check_strategies(stages: Mapping[str, Stage], device: str) -> None:
+def check_trainings(stages: Mapping[str, Stage], device: str) -> None:
     """Refuse what cannot train this way on `device` (cpu or cuda), before anything is computed.
 
     Raises:
-        UserError: DeepSpeed without CUDA or without its library, more processes than GPUs, or FSDP on a 4-bit base.
+        UserError: DeepSpeed without CUDA or without its library, more processes than GPUs, FSDP on a 4-bit base or with
+            an optimizer of bitsandbytes, a logger whose library is missing.
     """
     for name, stage in stages.items():
         settings = getattr(stage, "train", None)
@@ -55,6 +56,16 @@ def _check(name: str, kind: str, settings: Training, device: str) -> None:
         raise UserError(
             f"stage {name!r}: train.devices={settings.devices}, and there are {torch.cuda.device_count()} GPUs.",
             f"Give train.devices={torch.cuda.device_count()} or fewer.",
+        )
+    if Logger.tensorboard in settings.loggers and importlib.util.find_spec("tensorboard") is None:
+        raise UserError(
+            f"stage {name!r}: train.loggers names tensorboard, which is not installed.",
+            "pip install -e '.[tensorboard]', or give train.loggers=[csv].",
+        )
+    if settings.strategy is Strategy.fsdp and str(settings.optimizer.get("_target_")).startswith("bitsandbytes."):
+        raise UserError(
+            f"stage {name!r}: bitsandbytes has no optimizer for the divided weights of train.strategy=fsdp.",
+            "Give train.strategy=ddp, or leave the optimizer out.",
         )
     if kind == "qlora" and settings.strategy is Strategy.fsdp:
         raise UserError(

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from compress.errors import UserError
 from compress.stage import Advance
 from compress.train.fit import Job, train
 from compress.train.processes import FITTED, JOB, MARK, WEIGHTS
+from compress.train.validate import trained_weights
 
 
 class Told:
@@ -38,14 +38,6 @@ class Told:
         self._tell(say=message)
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """All of a parameter, on every process, wherever its parts are."""
-    from torch.distributed.tensor import DTensor
-
-    tensor = parameter.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu().contiguous()
-
-
 def main() -> None:
     """Do this process' part; rank 0 leaves what all have made."""
     folder, threads, rank = Path(sys.argv[1]), int(sys.argv[2]), int(os.environ["LOCAL_RANK"])
@@ -58,7 +50,7 @@ def main() -> None:
     except UserError as error:
         (folder / f"error-{rank}.json").write_text(json.dumps([error.problem, error.hint]))
         raise
-    weights = {name: whole(p) for name, p in job.student.named_parameters() if p.requires_grad}
+    weights = trained_weights(job.student)
     if rank == 0:
         from safetensors.torch import save_file
 

@@ -1,69 +1,128 @@
-"""Several processes end where one ends, go on after a kill as one does, and say in words what went wrong."""
+"""Several processes, and several pieces, end where one ends; what cannot work is refused in words."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from compress.data.windows import Windows
+from compress.distill.stage import Distill
 from compress.errors import UserError
-from compress.losses.logits import Logits
-from compress.stage import Context, Quiet
-from compress.train.fit import Fitted, fit
-from compress.train.settings import Precision, Training
-from compress.train.strategy import check_strategies, deepspeed_config
-from tests.models import tiny
+from compress.recover.stage import QLoRA
+from compress.train.batches import Batches
+from compress.train.settings import Keep, Logger, Strategy, Training
+from compress.train.strategy import check_trainings, deepspeed_config
+from tests.train.helpers import STEPS, distance, pair, text, trained, weights
 
-STEPS = 6
-
-
-def context(folder: Path) -> Context:
-    from lightning.fabric import Fabric
-
-    nothing: Any = None
-    return Context(folder, folder, nothing, None, nothing, nothing, Fabric(accelerator="cpu", devices=1), Quiet())
+VALIDATED: dict[str, Any] = {"validate_every": 200, "validate_tokens": 96, "keep": Keep.best}
 
 
-def text() -> Windows:
-    """Windows of very different lengths: a mean of the processes' means would be another loss."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 300, (4 * STEPS, 24), generator=generator, dtype=torch.int32)
-    return Windows(ids, torch.randint(8, 25, (4 * STEPS,), generator=generator, dtype=torch.int32))
-
-
-def trained(folder: Path, **settings: Any) -> tuple[Fitted, dict[str, Tensor], dict[str, Tensor]]:
-    """What training says, the weights it left and those it started from."""
-    folder.mkdir(exist_ok=True)
-    (_, student), (_, teacher) = (
-        tiny("llama-tied", seed=1, num_hidden_layers=2),
-        tiny("llama-tied", num_hidden_layers=2),
-    )
-    student.get_submodule("model.layers.0.mlp").requires_grad_(False)
-    before = {name: p.detach().clone() for name, p in student.named_parameters()}
-    given = {"batch": 4, "length": 24, "rate": 1e-3, "precision": Precision.fp32, "checkpoint_seconds": 0.0} | settings
-    fitted = fit(student, teacher, Logits(), text(), Training(**given), context(folder))
-    return fitted, {name: p.detach() for name, p in student.named_parameters()}, before
-
-
-def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return sum(float((a[name] - b[name]).square().sum()) for name in a) ** 0.5
-
-
-@pytest.mark.parametrize("settings", [{"strategy": "ddp"}, {"strategy": "fsdp"}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": Strategy.ddp, "devices": 2},
+        # rates of their own reach the divided weights, the best ones are put together, steps are made in pieces
+        {"strategy": Strategy.fsdp, "devices": 2, "accumulate": 2, **VALIDATED},
+        {"accumulate": 4},
+    ],
+    ids=["ddp", "fsdp", "accumulate"],
+)
 def test_ends_within_rounding_of_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
-    from compress.train.settings import Strategy
+    def own_rate(student: Any) -> None:
+        student.model.norm.weight.rate_factor = 10.0
 
-    if "strategy" in settings:
-        settings = {"strategy": Strategy(settings["strategy"]), "devices": 2}
-    one, expected, before = trained(tmp_path / "one")
-    several, found, _ = trained(tmp_path / "several", **settings)
-    assert set(found) == set(expected)
+    before = weights(pair()[0])
+    one, expected = trained(tmp_path / "one", prepare=own_rate, **(VALIDATED if "keep" in settings else {}))
+    several, found = trained(tmp_path / "several", prepare=own_rate, **settings)
     assert distance(found, expected) < 1e-3 * distance(expected, before)
     assert all(torch.equal(found[name], before[name]) for name in before if "layers.0.mlp" in name)
-    assert several.steps == one.steps == len(several.curve)
-    assert [p["kl"] for p in several.curve] == pytest.approx([p["kl"] for p in one.curve], rel=1e-4)
-    assert [p["rate"] for p in several.curve] == pytest.approx([p["rate"] for p in one.curve])
+    assert several.steps == one.steps == len(several.curve) == STEPS
+    for name in ("loss", "kl", "rate"):
+        assert [point[name] for point in several.curve] == pytest.approx([p[name] for p in one.curve], rel=1e-3)
+    losses = [[point["loss"] for point in fitted.validations] for fitted in (one, several)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert len(losses[0]) == (3 if "keep" in settings else 0)
+
+
+def test_shares_make_up_for_lengths() -> None:
+    """Shares are to each other as scored tokens, and are 1 on average; every window is read once."""
+    windows = text()
+    settings = Training(batch=4, accumulate=2, devices=2)
+    ranks = [list(Batches(windows, settings, STEPS, rank)) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [2 * STEPS] * 2
+    seen = [
+        batch for step in range(STEPS) for k in range(2) for batch in (ranks[0][2 * step + k], ranks[1][2 * step + k])
+    ]
+    assert torch.equal(torch.cat([batch["ids"] for batch in seen]), windows.ids)
+    for step in range(STEPS):
+        pieces = seen[4 * step : 4 * step + 4]
+        scored = torch.tensor([float((piece["lengths"] - 1).sum()) for piece in pieces])
+        shares = torch.stack([piece["share"] for piece in pieces])
+        assert torch.allclose(shares, 4 * scored / scored.sum())
+    whole = list(Batches(windows, Training(batch=4), STEPS))
+    assert all(batch["share"] == 1.0 for batch in whole)
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that is no number is the user's to mend, wherever it is found; nothing goes on running."""
+    from compress.train import processes
+
+    def spoil(student: Any) -> None:
+        with torch.no_grad():
+            student.model.norm.weight.fill_(float("nan"))
+
+    started: list[subprocess.Popen[str]] = []
+
+    class Noted(processes.Worker):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.append(self.process)
+
+    monkeypatch.setattr(processes, "Worker", Noted)
+    with pytest.raises(UserError, match=r"became nan at step 1[\s\S]*train\.rate"):
+        trained(tmp_path, prepare=spoil, devices=2)
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+    assert not list(tmp_path.glob("processes-*"))
+
+
+CHECKED: dict[str, tuple[Any, str, str]] = {
+    "deepspeed on a CPU": (Distill(train=Training(strategy=Strategy.deepspeed, devices=2)), "cpu", "strategy=ddp"),
+    "fsdp on codes": (QLoRA(train=Training(strategy=Strategy.fsdp, devices=2)), "cpu", "stages.it.train.strategy=ddp"),
+    "8 bits on divided weights": (
+        Distill(
+            train=Training(strategy=Strategy.fsdp, devices=2, optimizer={"_target_": "bitsandbytes.optim.AdamW8bit"})
+        ),
+        "cpu",
+        "strategy=ddp",
+    ),
+    "GPUs that are not there": (Distill(train=Training(devices=4)), "cuda", "GPUs"),
+    "no DeepSpeed": (Distill(train=Training(strategy=Strategy.deepspeed, devices=2)), "cuda", "pip install deepspeed"),
+    "no TensorBoard": (Distill(train=Training(loggers=[Logger.tensorboard])), "cpu", "[tensorboard]"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+def test_refused_in_words(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    stage, device, said = CHECKED[case]
+    with pytest.raises(UserError) as caught:
+        check_trainings({"it": stage}, device)
+    assert said in str(caught.value), str(caught.value)
+
+
+def test_what_can_train_is_not_refused() -> None:
+    for settings in (Training(devices=2), Training(strategy=Strategy.fsdp, devices=2), Training(loggers=[Logger.csv])):
+        check_trainings({"it": Distill(train=settings)}, "cpu")
+
+
+def test_deepspeed_gets_the_same_global_batch() -> None:
+    """Its own rule: train_batch_size = micro batch x accumulation x GPUs. Untested beyond this: it needs CUDA."""
+    config = deepspeed_config(Training(batch=16, accumulate=2, devices=4, strategy=Strategy.deepspeed, clip=0.5))
+    assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 4 == 16
+    assert config["gradient_clipping"] == 0.5 and config["zero_optimization"]["stage"] == 2

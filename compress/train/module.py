@@ -55,6 +55,8 @@ class Distillation(lightning.LightningModule):
         self._sums = torch.zeros(3)
         self._sharded = False
         self._heads: dict[str, Tensor] = {}
+        # a divided parameter is another object, without the attributes of the one it came from
+        self._factors = {name: p.rate_factor for name, p in student.named_parameters() if hasattr(p, "rate_factor")}
         self._plain_norms = [(model, fuse_norms(model)) for model in (student, teacher)]
         # a checkpoint holds what trains; on_load_checkpoint sees to it that this is all there
         self.strict_loading = False
@@ -65,17 +67,12 @@ class Distillation(lightning.LightningModule):
             return
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        # a divided parameter is another object, without the attributes of the one it came from
-        factors = {name: p.rate_factor for name, p in self.named_parameters() if hasattr(p, "rate_factor")}
         mesh = self.device_mesh["data_parallel"]
         for layer in decoder_layers(self.student):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh)
         for method in ("training_step", "held_out"):
             register_fsdp_forward_method(self, method)
-        for name, parameter in self.named_parameters():
-            if name in factors:
-                parameter.rate_factor = factors[name]  # type: ignore[attr-defined]
         self._sharded = True
 
     def on_train_start(self) -> None:
@@ -131,7 +128,8 @@ class Distillation(lightning.LightningModule):
     def on_train_end(self) -> None:
         """The student as it was, but for its weights."""
         checkpoint_activations(self.student, False)
-        for model, norms in self._plain_norms:
+        # divided weights live in the modules they were divided in, and end with their process
+        for model, norms in [] if self._sharded else self._plain_norms:
             put_modules(model, norms)
 
     def _over_processes(self, mean: Tensor) -> Tensor:
@@ -145,6 +143,9 @@ class Distillation(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the settings, its rate set before every step."""
+        for name, parameter in self.student.named_parameters():
+            if name in self._factors:
+                parameter.rate_factor = self._factors[name]  # type: ignore[attr-defined]
         optimizer = make_optimizer(self.settings.optimizer, self.student.parameters(), self.settings.rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.steps, self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -10,7 +10,7 @@ from compress_kernels import rms_norm, rms_norm_reference
 from compress_kernels.levels import LEVELS, force_level
 from torch import Tensor
 
-SHAPES = [(1, 1), (3, 7), (5, 64), (2, 4, 300), (33, 576)]
+SHAPES = [(1, 5), (3, 7), (5, 64), (2, 4, 300), (33, 576)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPSILON = 1e-5
 

@@ -14,7 +14,7 @@ from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "lightning", "safetensors")
-WITHOUT_EFFECT = frozenset({"checkpoint_seconds"})
+WITHOUT_EFFECT = frozenset({"checkpoint_seconds", "loggers"})
 """Fields that change how a result is made, but not the result."""
 
 
@@ -50,7 +50,8 @@ def stage_fields(stage: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        inner = {"kind": value.kind, "version": value.version} if hasattr(value, "version") else {}
+        stage: Any = value
+        inner = {"kind": stage.kind, "version": stage.version} if hasattr(stage, "version") else {}
         return inner | _plain({field.name: getattr(value, field.name) for field in fields(value)})
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items() if key not in WITHOUT_EFFECT}

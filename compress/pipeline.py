@@ -24,6 +24,7 @@ from compress.own_text import own_text
 from compress.paths import cache_folder
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage
 from compress.store import Store, content_key
+from compress.train.strategy import check_trainings
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -93,7 +94,7 @@ class Run:
         self.original = known_source(teacher.folder, teacher.name, self.store)
         if config.teacher is not None:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
-        self._check_plans()
+        preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
         self.exports = Artifacts(config.export, self.progress)
         self.exports.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)
@@ -105,6 +106,7 @@ class Run:
             second: Corpus = config.second.load()
             advance(1)
         self.device = preparation.check_device(config.device.value)
+        check_trainings(config.stages, self.device)
         self.fabric = self._fabric()
         self.run_key = self._run_key()
         self.evaluator = Evaluator(
@@ -121,32 +123,16 @@ class Run:
             device=self.fabric.device,
         )
         self.evaluator.check_texts()
-        self._check_text()
+        preparation.check_text(config.stages, self.corpus.train, self.original.checkpoint)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         own_written = self.store.recall("own_text", self._own_key()) is not None
         self.predicted = predicted_rows(config, folders, self.store, own_written)
-
-    def _check_plans(self) -> None:
-        """Let every stage that has something to say about the model's shape say it now."""
-        preparation.check_shapes(self.config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
-
-    def _check_text(self) -> None:
-        """Refuse a text that a training cannot take a single window from."""
-        from compress.data.windows import training_windows
-
-        for stage in self.config.stages.values():
-            for part in (stage, getattr(stage, "heal", None)):
-                if (settings := getattr(part, "train", None)) is not None:
-                    tokenizer = self.original.checkpoint.tokenizer()
-                    training_windows(
-                        self.corpus.train, tokenizer, length=settings.length, tokens=1, seed=0, setting="train.length"
-                    )
 
     def _fabric(self) -> Fabric:
         import torch
         from lightning.fabric import Fabric
 
-        from compress.train.fit import quiet_lightning
+        from compress.train.quiet import quiet_lightning
 
         torch.set_num_threads(self.threads)
         with quiet_lightning():
@@ -218,6 +204,7 @@ class Run:
                 progress=self.progress,
                 seed=self.config.seed,
                 store=self.store,
+                logs=self.output / "logs" / name,
             )
             result, metrics = stage.run(current.checkpoint, context)
             gc.collect()

@@ -111,6 +111,17 @@ def check_shapes(stages: Mapping[str, Any], config: Any, teacher: Any = None) ->
             config = adapter_for(config).narrowed(config, stage.widths(config))
 
 
+def check_text(stages: Mapping[str, Any], documents: Sequence[str], teacher: Checkpoint) -> None:
+    """Refuse a text that a training cannot take a single window from."""
+    from compress.data.windows import training_windows
+
+    for stage in stages.values():
+        for part in (stage, getattr(stage, "heal", None)):
+            if (settings := getattr(part, "train", None)) is not None:
+                tokenizer = teacher.tokenizer()
+                training_windows(documents, tokenizer, length=settings.length, tokens=1, seed=0, setting="train.length")
+
+
 def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
     """Refuse a teacher that speaks of other tokens: distributions over different words cannot be compared.
 

@@ -83,6 +83,8 @@ class Context:
     seed: int = 0
     store: Store | None = None
     """Where a stage keeps what other stages and runs can use, by content: a teacher's logits, a corrected teacher."""
+    logs: Path | None = None
+    """Where a training's loggers write."""
 
 
 class Stage(Protocol):

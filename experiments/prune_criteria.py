@@ -104,7 +104,7 @@ def one(
     plan = select(scores_of(model, windows, criterion, kind, widths, options.seed), shape, widths)
     pruned = pruned_model(model, architecture, plan)
     plain = measure(pruned, original, lambda _: None)
-    found = {"kept": architecture.non_embedding_parameters(model.config, widths) / whole}
+    found: dict[str, float | None] = {"kept": architecture.non_embedding_parameters(model.config, widths) / whole}
     found |= {"ppl": plain.ppl, "kl": plain.kl_to_teacher, "ppl_compensated": None, "kl_compensated": None}
     if not options.no_compensation:
         compensate(pruned, model, plan, windows, Fit(options.ridge, options.absorb), lambda _: None)

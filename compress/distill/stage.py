@@ -12,7 +12,7 @@ from compress.errors import UserError
 from compress.losses.logits import DIVERGENCES
 from compress.losses.terms import Terms
 from compress.stage import DENSE, TEACHER, TEXT, Context, Metrics
-from compress.train.settings import Schedule, Training
+from compress.train.settings import Keep, Schedule, Strategy, Training
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -59,8 +59,21 @@ class Distill:
             raise UserError(f"distill.teacher_correction_tokens={self.teacher_correction_tokens} must not be negative.")
         if not self.teacher_correction_rate > 0:
             raise UserError(f"distill.teacher_correction_rate={self.teacher_correction_rate} must be above zero.")
+        unusual = [f"loss.{name}" for name in ("hidden", "attention") if getattr(self.loss, name)]
+        unusual += [f"teacher_store={self.teacher_store.value}"] * (self.teacher_store is not TeacherStore.none)
+        if self.train.devices > 1 and unusual:
+            raise UserError(
+                f"distill.{unusual[0]} runs in one process, and train.devices={self.train.devices}.",
+                "Leave one of them out.",
+            )
         if self.teacher_store is TeacherStore.none:
             return
+        if self.train.validate_every:
+            raise UserError(
+                f"a store of logits (teacher_store={self.teacher_store.value}) holds none of the held-out text, and "
+                f"train.validate_every={self.train.validate_every} measures against the teacher there.",
+                "Give train.validate_every=0, or teacher_store=none.",
+            )
         if self.loss.matching:
             raise UserError(
                 f"a store of logits (teacher_store={self.teacher_store.value}) holds no states inside the teacher, and "
@@ -118,7 +131,16 @@ class Distill:
         if not self.teacher_correction_tokens:
             return context.original
         settings = replace(
-            self.train, tokens=self.teacher_correction_tokens, rate=self.teacher_correction_rate, own_share=0.0
+            self.train,
+            tokens=self.teacher_correction_tokens,
+            rate=self.teacher_correction_rate,
+            own_share=0.0,
+            # there is no teacher to measure against, and one process is enough for what is short
+            validate_every=0,
+            keep=Keep.last,
+            patience=0,
+            devices=1,
+            strategy=Strategy.auto,
         )
         return corrected_teacher(settings, context)
 

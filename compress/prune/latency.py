@@ -98,7 +98,7 @@ class Solved:
 
     def facts(self, asked: float) -> dict[str, Any]:
         """For the report."""
-        parts = {"fixed": self.model.fixed, **self.model.parts}
+        parts = {"fixed": self.model.fixed} | {str(kind): part for kind, part in self.model.parts.items()}
         return {"asked": asked, "predicted": self.model(self.widths), "measured": self.measured, "parts": parts}
 
 

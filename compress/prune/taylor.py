@@ -44,7 +44,7 @@ def taylor_scores(model: Any, architecture: Architecture, windows: Tensor, advan
     mlp = torch.zeros(shape.layers, shape.mlp)
     heads, queries = torch.zeros(shape.layers, shape.kv_heads), torch.zeros(shape.layers, shape.heads)
     hidden = torch.zeros(shape.hidden)
-    for ids, embedded in zip(windows, layers.embedded.split(1), strict=True):
+    for ids, embedded in zip(windows, torch.split(layers.embedded, 1), strict=True):
         streams = [embedded]
         with torch.no_grad():
             for layer in range(shape.layers):

@@ -13,6 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from compress.store import file_digest, sync_folder
+from compress.train.settings import Strategy, Training
 
 OVERHEAD = 0.1
 """Saving may take this fraction of the time."""
@@ -45,9 +46,10 @@ class SaveProgress(Callback):
     What is saved does not depend on when: the weights at the end are the same however often this happens.
     """
 
-    def __init__(self, scratch: Path, seconds: float) -> None:
+    def __init__(self, scratch: Path, settings: Training) -> None:
         self.scratch = scratch
-        self.seconds = seconds
+        # DeepSpeed writes folders of its own, without hashes
+        self.seconds = 0.0 if settings.strategy is Strategy.deepspeed else settings.checkpoint_seconds
         self.cost = 0.0
         self.last = time.monotonic()
 
@@ -59,18 +61,26 @@ class SaveProgress(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time and a whole optimizer step has just been made."""
-        if not self.seconds or trainer.global_step >= trainer.max_steps:
+        # after the last step there is nothing to go on with: whoever saved here would train one step more
+        if not self.seconds or trainer.global_step >= trainer.max_steps or trainer.should_stop:
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         wait = min(max(self.seconds, self.cost / OVERHEAD), max(LONGEST, self.cost / OVERHEAD))
-        if time.monotonic() - self.last >= wait:
+        # clocks differ: rank 0's counts, and all save together
+        if trainer.strategy.broadcast(time.monotonic() - self.last >= wait):
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         begin = time.monotonic()
         part = self.scratch / "progress.part"
         trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            self._keep(part)
+        self.last = time.monotonic()
+        self.cost = self.last - begin
+
+    def _keep(self, part: Path) -> None:
         with part.open("rb") as opened:
             os.fsync(opened.fileno())
         final = self.scratch / f"progress-{file_digest(part)}.ckpt"
@@ -79,5 +89,3 @@ class SaveProgress(Callback):
         for older in self.scratch.glob("progress-*.ckpt"):
             if older != final:
                 older.unlink()
-        self.last = time.monotonic()
-        self.cost = self.last - begin

@@ -25,6 +25,32 @@ class Schedule(str, Enum):
     constant = "constant"
 
 
+class Strategy(str, Enum):
+    """How several processes share a training; see `compress.train.strategy`."""
+
+    auto = "auto"
+    """ddp, if there are several."""
+    ddp = "ddp"
+    fsdp = "fsdp"
+    deepspeed = "deepspeed"
+
+
+class Keep(str, Enum):
+    """Which weights a training ends with."""
+
+    last = "last"
+    best = "best"
+    """Those of the validation with the lowest loss."""
+
+
+class Logger(str, Enum):
+    """Where the curve is written while it grows, besides the report."""
+
+    csv = "csv"
+    tensorboard = "tensorboard"
+    """Needs `pip install tensorboard`."""
+
+
 @dataclass
 class Training:
     """One training run. Budgets are in tokens, so that they mean the same for every batch and length."""
@@ -37,6 +63,10 @@ class Training:
     """Windows per optimizer step."""
     accumulate: int = 1
     """Micro-batches a step is computed in; must divide `batch`. More of them need less memory."""
+    strategy: Strategy = Strategy.auto
+    """How several processes share the work: ddp (auto), fsdp (weights and optimizer state divided too), deepspeed."""
+    devices: int = 1
+    """Processes of this machine, one on each GPU, or sharing the CPU's threads; must divide `batch`."""
     own_share: float = 0.25
     """Fraction of the windows that are text the original has written itself."""
     rate: float = 3e-4
@@ -53,29 +83,72 @@ class Training:
         default_factory=lambda: {"_target_": "torch.optim.AdamW", "betas": [0.9, 0.95], "weight_decay": 0.0}
     )
     """Any optimizer of torch.optim or bitsandbytes.optim by its full name, with its arguments."""
+    activation_checkpointing: bool = False
+    """Keep of every layer its input only, and compute the rest again backward: a third slower, far less memory."""
+    validate_every: int = 0
+    """Training tokens between two measurements on held-out text; 0 for none."""
+    validate_tokens: int = 4096
+    """Held-out tokens of a measurement, from the end of the held-out text: results are measured on its beginning."""
+    keep: Keep = Keep.last
+    """Weights to end with: last, or best, those of the validation with the lowest loss."""
+    patience: int = 0
+    """Stop after so many validations in a row without a lower loss; 0 for never."""
+    loggers: list[Logger] = field(default_factory=list)
+    """csv, tensorboard: written to logs/<stage> beside the report."""
     checkpoint_seconds: float = 30.0
     """Progress is saved this often (less often if saving would cost over a tenth of the time); 0 for never."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "length", "batch", "accumulate"):
+        for name in ("tokens", "length", "batch", "accumulate", "devices"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if self.batch % self.accumulate:
             raise UserError(f"train.accumulate={self.accumulate} does not divide train.batch={self.batch}.")
         if self.length < 8:
             raise UserError(f"train.length={self.length} is too short to learn from.", "Give at least 8 tokens.")
-        if not self.rate > 0:
-            raise UserError(f"train.rate={self.rate} must be above zero.")
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"train.warmup={self.warmup} is the fraction of steps spent warming up: from 0 to below 1.")
-        if not 0 <= self.final_rate <= 1:
-            raise UserError(f"train.final_rate={self.final_rate} is a fraction of the peak rate: from 0 to 1.")
         if not self.clip > 0:
             raise UserError(f"train.clip={self.clip} must be above zero.")
         if not 0 <= self.own_share <= 1:
             raise UserError(f"train.own_share={self.own_share} is a fraction: from 0 to 1.")
         if self.checkpoint_seconds < 0:
             raise UserError(f"train.checkpoint_seconds={self.checkpoint_seconds} must not be negative.")
+        self._check_rate()
+        self._check_processes()
+        self._check_validation()
+
+    def _check_rate(self) -> None:
+        if not self.rate > 0:
+            raise UserError(f"train.rate={self.rate} must be above zero.")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"train.warmup={self.warmup} is the fraction of steps spent warming up: from 0 to below 1.")
+        if not 0 <= self.final_rate <= 1:
+            raise UserError(f"train.final_rate={self.final_rate} is a fraction of the peak rate: from 0 to 1.")
+
+    def _check_processes(self) -> None:
+        if self.batch % (self.accumulate * self.devices):
+            raise UserError(
+                f"train.devices={self.devices} times train.accumulate={self.accumulate} does not divide "
+                f"train.batch={self.batch}.",
+                f"Give every process a whole number of windows: train.batch={4 * self.accumulate * self.devices}.",
+            )
+        if self.devices == 1 and self.strategy is not Strategy.auto:
+            raise UserError(
+                f"train.strategy={self.strategy.value} is about several processes, and train.devices=1.",
+                "Give train.devices=2 or more, or leave the strategy out.",
+            )
+
+    def _check_validation(self) -> None:
+        for name in ("validate_every", "patience"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)} must not be negative; 0 is for never.")
+        if self.validate_tokens < 1:
+            raise UserError(f"train.validate_tokens={self.validate_tokens} must be at least 1.")
+        if not self.validate_every and (self.keep is Keep.best or self.patience):
+            asked = "train.keep=best" if self.keep is Keep.best else f"train.patience={self.patience}"
+            raise UserError(
+                f"{asked} goes by validations, and train.validate_every=0 makes none.",
+                f"Give the tokens between two: train.validate_every={max(1, self.tokens // 10)}.",
+            )
 
 
 def rate_at(step: int, steps: int, settings: Training) -> float:

@@ -8,11 +8,14 @@ import torch
 
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint, write_config
-from compress.data.windows import mixed, training_windows
+from compress.data.windows import joined_windows, mixed, training_windows
+from compress.errors import UserError
 from compress.runtime.loading import load_model
 from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compress.data.windows import Windows
     from compress.stage import Context
     from compress.train.settings import Training
@@ -41,6 +44,28 @@ def windows_for(settings: Training, context: Context) -> Windows:
         setting="train.length",
     )
     return mixed(text, context.own_text(), settings.own_share, context.seed)
+
+
+def held_out_for(settings: Training, context: Context) -> Tensor:
+    """Windows [n, length] to validate on, the same number for every process.
+
+    Raises:
+        UserError: the held-out text is too short.
+    """
+    windows = joined_windows(
+        context.corpus.heldout[::-1],
+        context.original.tokenizer(),
+        length=settings.length,
+        tokens=max(settings.validate_tokens, settings.devices * settings.length),
+        setting="train.length",
+    )
+    if len(windows) < settings.devices:
+        raise UserError(
+            f"the held-out text gives {len(windows)} windows of {settings.length} tokens to validate on, and there are "
+            f"train.devices={settings.devices} processes.",
+            "Give more text or a smaller train.length.",
+        )
+    return windows
 
 
 def write_dense(model: Any, source: Checkpoint, context: Context) -> Checkpoint:

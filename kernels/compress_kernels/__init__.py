@@ -15,6 +15,7 @@ from compress_kernels.fused_kl import Divergence, divergence, fused_kl
 from compress_kernels.grid_weight import LatentGradients, LatentWeight, round_weight, round_weight_backward
 from compress_kernels.int8_linear import linear_int8, quantize_rows_int8
 from compress_kernels.linear4bit import decode_rows_4bit, embedding_4bit, linear_4bit
+from compress_kernels.rms_norm import rms_norm, rms_norm_reference
 from compress_kernels.rows import Divergences
 from compress_kernels.sparse_kl import SparseTargets, sparse_kl, sparse_targets
 from compress_kernels.sweep import Sweep, Swept, sweep_columns
@@ -45,6 +46,8 @@ __all__ = [
     "quantize_4bit",
     "quantize_rows_int8",
     "quantize_scales",
+    "rms_norm",
+    "rms_norm_reference",
     "round_weight",
     "round_weight_backward",
     "sparse_kl",

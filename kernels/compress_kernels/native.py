@@ -34,6 +34,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "sweep.c": ("-ffp-contract=off", "-ftree-vectorize"),  # contracted, a rounding border would move by a bit
     "grid_weight.c": ("-ffp-contract=off", "-ftree-vectorize"),  # a weight is the sum that is stored, rounded twice
     "int8.c": ("-ffp-contract=off",),  # as above
+    "rms_norm.c": ("-ffp-contract=off", "-ftree-vectorize"),
     "linear4bit.c": ("-ffp-contract=fast",),
     "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # -O2: its vectors are explicit
 }

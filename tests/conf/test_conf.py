@@ -115,6 +115,31 @@ def test_top_budget_reaches_every_training_stage_and_one_can_differ() -> None:
     assert (stages["distill"].train.tokens, stages["recover"].train.tokens) == (777, 99)
 
 
+def test_top_training_settings_reach_every_training_stage() -> None:
+    """What is asked of training at the top holds in all stages that train, but for their own rates and schedules."""
+    given = [
+        "train=adamw_8bit",
+        "train.validate_every=500",
+        "train.keep=best",
+        "train.loggers=[csv]",
+        "train.devices=2",
+    ]
+    more = [
+        "train.strategy=fsdp",
+        "train.activation_checkpointing=true",
+        "train.patience=2",
+        "train.validate_tokens=99",
+    ]
+    stages = built("+pipeline=prune_distill", *given, *more).stages
+    stages |= {"qat": built("+pipeline=qat_nf4", *given, *more).stages["quant"]}
+    top = built("+pipeline=distill_only", *given, *more).train
+    own = {"rate", "schedule", "warmup", "final_rate", "clip"}
+    for name in ("distill", "recover", "qat"):
+        found, expected = vars(stages[name].train), vars(top)
+        assert {k: v for k, v in found.items() if k not in own} == {k: v for k, v in expected.items() if k not in own}
+    assert top.optimizer["_target_"] == "bitsandbytes.optim.AdamW8bit"
+
+
 def test_budget_scales() -> None:
     tokens = [
         built("+pipeline=distill_only", f"budget={b}").train.tokens for b in ("smoke", "quick", "standard", "full")
@@ -140,6 +165,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "negative weight": (["+pipeline=distill_only", "stages.distill.loss.js=-1"], "loss.js=-1"),
     "no mixture": (["+pipeline=distill_only", "stages.distill.loss.skew_alpha=1"], "loss.skew_alpha"),
     "negative rate": (["+pipeline=distill_only", "stages.distill.train.rate=-1"], "rate"),
+    "processes that share no batch": (["+pipeline=distill_only", "train.devices=3"], "train.batch=12"),
+    "a strategy for one process": (["+pipeline=distill_only", "train.strategy=fsdp"], "train.devices=2"),
+    "the best of no validations": (["+pipeline=qlora", "train.keep=best"], "train.validate_every="),
+    "patience without validations": (["+pipeline=qlora", "train.patience=2"], "train.validate_every="),
+    "an unknown logger": (["+pipeline=distill_only", "train.loggers=[wandb]"], "tensorboard"),
     "no tokens": (["+pipeline=distill_only", "train.tokens=0"], "tokens"),
     "quantize twice": (["+pipeline=nf4", "+quant@stages.again=int8"], "'quant' before it took that away"),
     "prune after quantization": (["+pipeline=nf4", "+prune@stages.late=activation"], "dense"),

@@ -113,7 +113,7 @@ def test_a_student_learns_from_a_store_nearly_what_it_learns_online(teacher: Che
     stored = stored_teacher(teacher, windows(), kept, context(tmp_path))
     rows = torch.tensor([2, 6])
     lengths = torch.tensor([12, 8], dtype=torch.int32)
-    batch = {"ids": windows().ids[rows], "lengths": lengths, "rows": rows}
+    batch = {"ids": windows().ids[rows], "lengths": lengths, "rows": rows, "share": torch.ones(())}
     gradients = []
     for source in (load_model(teacher.folder), stored):
         _, student = tiny("llama", seed=1)

@@ -26,7 +26,8 @@ def pair(**student: Any) -> tuple[Any, Any]:
 
 def batch() -> dict[str, Tensor]:
     ids = torch.randint(3, 300, (3, 20), generator=torch.Generator().manual_seed(0))
-    return {"ids": ids.int(), "lengths": torch.tensor([20, 7, 13], dtype=torch.int32), "rows": torch.arange(3)}
+    lengths = torch.tensor([20, 7, 13], dtype=torch.int32)
+    return {"ids": ids.int(), "lengths": lengths, "rows": torch.arange(3), "share": torch.ones(())}
 
 
 def test_a_layer_in_front_of_dropped_ones_ends_where_they_ended() -> None:
@@ -142,7 +143,7 @@ def test_killed_training_goes_on_with_its_projection_and_ends_in_the_same_bits(t
         scratch.mkdir(exist_ok=True)
         resuming = any(scratch.glob("progress-*"))
         device = SimpleNamespace(device=torch.device("cpu"))
-        context: Any = SimpleNamespace(scratch=scratch, progress=Quiet(), fabric=device)
+        context: Any = SimpleNamespace(scratch=scratch, progress=Quiet(), fabric=device, logs=None)
         student, teacher = pair(hidden_size=32, num_hidden_layers=2)
         loss = Matched(Terms(hidden=1.0, attention=1.0), student, teacher, None)
         calls: list[None] = []

@@ -148,3 +148,30 @@ def test_a_search_goes_on_from_its_storage(typed: Typed) -> None:
     assert keeps == {trial.params["stages.prune.keep"] for trial in study.trials}
     # pruning less and less is what was searched: the runs differ
     assert len(keeps) == 4
+
+
+def test_a_stage_in_several_processes_belongs_to_its_run(typed: Typed, tiny_student: Path) -> None:
+    """No process of a training starts the sweep, or the pipeline, again; both runs end within rounding."""
+    teacher = typed.common[1].removeprefix("model.path=")
+    swept = ["+pipeline=distill_only", f"model.path={tiny_student}", "+model@teacher=hf", f"teacher.path={teacher}"]
+    few = ["train.tokens=1024", "train.precision=fp32", "threads=2"]
+    done = typed.run("sweep", *swept, *few, "train.devices=1,2")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent for path in typed.root.rglob("run.json"))
+    assert folders == [typed.root / "sweep" / number for number in "01"]
+    reports = typed.reports("sweep")
+    one, two = (reports[number]["stages"][0] for number in "01")
+    assert not one["cached"] and not two["cached"] and one["key"] != two["key"]
+    assert two["metrics"]["kl_to_teacher"] == pytest.approx(one["metrics"]["kl_to_teacher"], rel=1e-3)
+    assert [p["kl"] for p in two["details"]["curve"]] == pytest.approx(
+        [p["kl"] for p in one["details"]["curve"]], rel=1e-3
+    )
+
+
+@pytest.fixture
+def tiny_student(tmp_path: Path) -> Path:
+    """Another tiny Llama, with the same tokenizer."""
+    from tests.models import save
+
+    save("llama", tmp_path / "student", seed=1)
+    return tmp_path / "student"

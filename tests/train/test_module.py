@@ -10,7 +10,7 @@ from torch.nn.functional import kl_div
 
 from compress.data.windows import Windows
 from compress.losses.logits import Logits
-from compress.train.fit import Batches
+from compress.train.batches import Batches
 from compress.train.module import Distillation
 from compress.train.settings import Training
 from tests.models import tiny
@@ -32,7 +32,13 @@ def test_padding_does_not_leak_into_the_loss(family: str) -> None:
         for row, length in enumerate(lengths):
             padded[row, length:] = filler
         with torch.no_grad():
-            losses.append(float(module(student, teacher).training_step({"ids": padded.int(), "lengths": lengths}, 0)))
+            losses.append(
+                float(
+                    module(student, teacher).training_step(
+                        {"ids": padded.int(), "lengths": lengths, "rows": torch.arange(2), "share": torch.ones(())}, 0
+                    )
+                )
+            )
     kls = []
     with torch.no_grad():
         for row, length in zip(ids, lengths, strict=True):
@@ -63,3 +69,25 @@ def test_batches_begin_where_a_killed_run_stopped() -> None:
     assert len(a) == 10 and len(b) == 4
     assert all(torch.equal(x["ids"], y["ids"]) for x, y in zip(a[6:], b, strict=True))
     assert a[0]["ids"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_fused_norms_are_the_same_model(family: str) -> None:
+    """In fp32 to rounding, under autocast to bf16's; and the model is whole again afterwards."""
+    from compress.train.norms import FusedRMSNorm, fuse_norms, put_modules
+
+    _, model = tiny(family)
+    ids = torch.randint(3, 300, (2, 16), generator=torch.Generator().manual_seed(0))
+    names = [name for name, _ in model.named_parameters()]
+    with torch.no_grad():
+        expected = model(ids).logits
+        norms = fuse_norms(model)
+        fused = [module for module in model.modules() if isinstance(module, FusedRMSNorm)]
+        assert len(fused) == len(norms) == {"llama": 9, "qwen3": 17, "gpt2": 0}[family]
+        assert [name for name, _ in model.named_parameters()] == names
+        assert torch.allclose(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert all(module(torch.ones(1, len(module.weight))).dtype == torch.bfloat16 for module in fused)
+            assert float((model(ids).logits - expected).norm() / expected.norm()) < 0.03
+        put_modules(model, norms)
+        assert torch.equal(model(ids).logits, expected)

@@ -13,7 +13,7 @@ from compress.errors import UserError
 from compress.stage import TEACHER, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from compress.checkpoint import Checkpoint
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
     from compress.prune.search import PruneSearch
 
 WINDOW = 256
+JUDGING = 4
+"""One document of so many of the calibration text judges the candidates."""
 
 
 def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) -> tuple[Checkpoint, Metrics]:
     """Judge every candidate; what compensation left of the best one is the result."""
     possible, refused = settings.possible(checkpoint.config)
-    windows = judging_windows(context, settings.judge_tokens)
+    context, judging = divided(context)
+    windows = judging_windows(context, judging, settings.judge_tokens)
     rows: list[dict[str, Any]] = []
     best: tuple[float, Checkpoint, Metrics] | None = None
     for name, (stage, _) in possible.items():
@@ -64,12 +68,26 @@ def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) 
     return hand_over(best[1], context), best[2] | found
 
 
-def judging_windows(context: Context, tokens: int) -> Tensor:
-    """The last documents of the calibration text [n, length]: the first ones are what is scored and fitted on."""
+def divided(context: Context) -> tuple[Context, tuple[str, ...]]:
+    """The context without the last documents of its calibration text, and these: nothing is fitted on what judges.
+
+    A text of one document is not divided.
+    """
+    documents = context.corpus.calibration
+    apart = len(documents) // JUDGING or min(1, len(documents) - 1)
+    if not apart:
+        return context, documents
+    corpus = replace(context.corpus, calibration=documents[:-apart])
+    return replace(context, corpus=corpus), documents[-apart:]
+
+
+def judging_windows(context: Context, documents: tuple[str, ...], tokens: int) -> Tensor:
+    """Windows [n, length] that candidates are judged on, no longer than the original can read."""
+    limit = getattr(context.original.config, "max_position_embeddings", None) or WINDOW
     return joined_windows(
-        context.corpus.calibration[::-1],
+        documents,
         context.original.tokenizer(),
-        length=WINDOW,
+        length=min(WINDOW, limit),
         tokens=tokens,
         setting="the window candidates are judged on",
     )

@@ -2,7 +2,7 @@
 
 Which kind of group should bear the removal differs from model to model, and what a shape is worth shows only after some
 healing (Minitron, arXiv 2407.14679, section 4: candidates change ranks within about 300 steps). Candidates are judged
-by their KL to the original on the end of the calibration text, which nothing trains on and no report measures on.
+by their KL to the original on the last quarter of the calibration text, which nothing is fitted to or measured on.
 What comes out is the winner as compensation left it: the stage after this one heals it in full.
 """
 

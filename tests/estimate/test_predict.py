@@ -50,8 +50,10 @@ def plan(*overrides: str, written: bool = False) -> Plan:
     return Plan(config.stages, embedded(), embedded(), config.evaluate.tokens, own.tokens, own.length, written)
 
 
-@pytest.mark.parametrize("name", pipelines())
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [(name, "llama") for name in pipelines()] + [(name, "gpt2") for name in ("prune_distill", "int8", "q4_0_gptq")],
+)
 def test_bytes_are_those_the_run_writes(name: str, family: str, text_file: Path, tmp_path: Path, cache: Path) -> None:
     save(family, tmp_path / "model")
     more = ["evaluate.prompts=[]", "evaluate.speed=false"]

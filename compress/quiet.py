@@ -16,16 +16,18 @@ def quiet_transformers() -> Iterator[None]:
     verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
     hf.set_verbosity_error()
     hf.disable_progress_bar()
-    # bitsandbytes says once per process that an optional package would speed it up
-    logger = logging.getLogger("bitsandbytes")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # bitsandbytes says once per process that an optional package would speed it up, and torch that torchao is old
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         hf.set_verbosity(verbosity)
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             hf.enable_progress_bar()

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -30,16 +30,21 @@ class Runtime(Protocol):
         """Logits fp32 [length, vocab]."""
         ...
 
-    def tokens(self, text: str) -> list[int]:
-        """What its own tokenizer makes of a text."""
-        ...
-
     def prefill(self, ids: np.ndarray[Any, Any]) -> int:
         """Read a prompt; the likeliest token after it."""
         ...
 
     def step(self, token: int) -> int:
         """Read one more token; the likeliest one after it."""
+        ...
+
+
+@runtime_checkable
+class WithTokenizer(Protocol):
+    """A runtime whose artifact has its tokenizer inside, or beside it where the runtime reads it."""
+
+    def tokens(self, text: str) -> list[int]:
+        """What its own tokenizer makes of a text."""
         ...
 
 
@@ -159,9 +164,6 @@ class OnnxRuntime:
         self.past = self.empty
         return self._run(ids)
 
-    def tokens(self, text: str) -> list[int]:
-        raise NotImplementedError("an ONNX graph has no tokenizer")
-
     def prefill(self, ids: np.ndarray[Any, Any]) -> int:
         return int(self.logits(ids)[-1].argmax())
 
@@ -204,9 +206,6 @@ class ExecuTorch:
     def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         self.at = 0
         return self._run(self.torch.from_numpy(ids))
-
-    def tokens(self, text: str) -> list[int]:
-        raise NotImplementedError("a program has no tokenizer")
 
     def prefill(self, ids: np.ndarray[Any, Any]) -> int:
         return int(self.logits(ids)[-1].argmax())
@@ -254,6 +253,7 @@ def answer(runtime: Runtime, question: dict[str, Any]) -> dict[str, Any]:
         return {}
     if question["do"] == "speed":
         return speed(runtime, load_file(question["ids"])["ids"], question["decode"])
+    assert isinstance(runtime, WithTokenizer), "asked of formats with a tokenizer of their own only"
     return {"tokens": [list(map(int, runtime.tokens(text))) for text in question["texts"]]}
 
 

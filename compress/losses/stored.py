@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,12 +12,12 @@ if TYPE_CHECKING:
     from compress_kernels import SparseTargets
 
 
-class StoredTeacher(nn.Module):
+class StoredTeacher(nn.Module, ABC):
     """In the place of a teacher model: gives targets by window instead of computing them from tokens."""
 
+    @abstractmethod
     def targets(self, rows: Tensor, positions: int) -> SparseTargets:
         """Targets of windows `rows` [batch], for the first `positions` tokens of each, flattened."""
-        raise NotImplementedError
 
 
 class NoTeacher(StoredTeacher):

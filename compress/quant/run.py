@@ -16,7 +16,7 @@ from compress.grids import Encoded, Grid, Scales, grid_named
 from compress.quant.calibrated import calibrate, weight_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.solve import Calibration, Solved
-from compress.quant.stage import Activations, PostTraining, Scaling
+from compress.quant.stage import Activations, OneGrid, PostTraining, Scaling
 from compress.runtime.encoded import INPUT_ABSMAX
 from compress.runtime.loading import load_model
 from compress.stage import NF4_WEIGHTS, Context, Metrics
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from compress.quant.qat import QAT
 
 
-def post_training(checkpoint: Checkpoint, stage: PostTraining, context: Context) -> tuple[Checkpoint, Metrics]:
+def post_training(checkpoint: Checkpoint, stage: OneGrid, context: Context) -> tuple[Checkpoint, Metrics]:
     """Quantize as `stage` says."""
     grids = linear_grids(checkpoint.config, grid_named(stage.grid_name))
     if stage.embedding is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Optional
@@ -116,10 +117,15 @@ class PostTraining:
         free = free and self.activations is not Activations.int8_static
         return frozenset() if free else frozenset({TEXT})
 
+
+@dataclass
+class OneGrid(PostTraining, ABC):
+    """All linear layers on one grid."""
+
     @property
+    @abstractmethod
     def grid_name(self) -> str:
-        """Of the linear layers, where they share one; `Mixed`, which chooses a grid for each, is never asked."""
-        raise NotImplementedError
+        """As `compress.grids.grid_named` understands it."""
 
     def check(self, config: object) -> None:
         """Refuse grids that do not exist, before anything is computed."""
@@ -137,7 +143,7 @@ class PostTraining:
 
 
 @dataclass
-class NF4(PostTraining):
+class NF4(OneGrid):
     """Linear layers to 4 bits in blocks (QLoRA, arXiv 2305.14314)."""
 
     code: FourBitKind = FourBitKind.nf4
@@ -167,7 +173,7 @@ class NF4(PostTraining):
 
 
 @dataclass
-class INT8(PostTraining):
+class INT8(OneGrid):
     """Linear layers to 8 bits per output channel, run with 8-bit activations."""
 
     activations: Activations = Activations.int8_token  # type: ignore[misc]
@@ -182,7 +188,7 @@ class INT8(PostTraining):
 
 
 @dataclass
-class OnGrid(PostTraining):
+class OnGrid(OneGrid):
     """Linear layers on any grid by its name, activations as they are."""
 
     grid: str = "int4_g64"

@@ -28,42 +28,19 @@ typedef struct {
     int entries, uniform, dtype;
 } grid_job;
 
-#define TARGET
-#define NAME(x) x##_portable
-#include "grid_weight_body.h"
-#undef TARGET
-#undef NAME
+#define BODY "grid_weight_body.h"
+#include "every_target.h"
 
-#if defined(__x86_64__)
-#define TARGET __attribute__((target("avx2,fma")))
-#define NAME(x) x##_avx2
-#include "grid_weight_body.h"
-#undef TARGET
-#undef NAME
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")))
-#define NAME(x) x##_avx512
-#include "grid_weight_body.h"
-#undef TARGET
-#undef NAME
-#endif
-
-static void run(grid_job *job, int64_t blocks, int threads, int level, range_fn portable, range_fn avx2, range_fn avx512) {
-    range_fn fn = level >= 2 ? avx512 : level == 1 ? avx2 : portable;
+static void run(grid_job *job, int64_t blocks, int threads, range_fn fn) {
     parallel_range(blocks, 1 + 65536 / (job->width + 1), threads, fn, job);
 }
-
-#if defined(__x86_64__)
-#define EVERY(name) name##_portable, name##_avx2, name##_avx512
-#else
-#define EVERY(name) name##_portable, name##_portable, name##_portable
-#endif
 
 EXPORT void ck_round_weight(const float *latent, const float *scale, const float *shift, const float *table,
                             const float *bounds, int entries, int uniform, int64_t blocks, int64_t width, void *weight,
                             int dtype, uint8_t *codes, int threads, int level) {
     grid_job job = {.latent = latent, .scale = scale, .shift = shift, .table = table, .bounds = bounds, .weight = weight,
                     .codes = codes, .width = width, .entries = entries, .uniform = uniform, .dtype = dtype};
-    run(&job, blocks, threads, level, EVERY(round_blocks));
+    run(&job, blocks, threads, CHOSEN(round_blocks));
 }
 
 EXPORT void ck_round_weight_backward(const void *gradient, int dtype, const float *latent, const uint8_t *codes,
@@ -73,5 +50,5 @@ EXPORT void ck_round_weight_backward(const void *gradient, int dtype, const floa
     grid_job job = {.gradient = gradient, .latent = latent, .codes = (uint8_t *)codes, .scale = scale, .table = table,
                     .of_latent = of_latent, .of_scale = of_scale, .of_shift = of_shift, .width = width, .low = low,
                     .high = high, .dtype = dtype};
-    run(&job, blocks, threads, level, EVERY(backward_blocks));
+    run(&job, blocks, threads, CHOSEN(backward_blocks));
 }

@@ -23,33 +23,14 @@ typedef struct {
     int input_dtype, gradient_dtype, output_dtype;
 } norm_job;
 
-#define TARGET
-#define NAME(x) x##_portable
-#include "rms_norm_body.h"
-#undef TARGET
-#undef NAME
-
-#if defined(__x86_64__)
-#define TARGET __attribute__((target("avx2,fma")))
-#define NAME(x) x##_avx2
-#include "rms_norm_body.h"
-#undef TARGET
-#undef NAME
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")))
-#define NAME(x) x##_avx512
-#include "rms_norm_body.h"
-#undef TARGET
-#undef NAME
-#define EVERY(name) level >= 2 ? name##_avx512 : level == 1 ? name##_avx2 : name##_portable
-#else
-#define EVERY(name) (level, name##_portable)
-#endif
+#define BODY "rms_norm_body.h"
+#include "every_target.h"
 
 EXPORT void ck_rms_norm(const void *input, int input_dtype, const float *weight, float epsilon, int64_t rows,
                         int64_t width, void *output, int output_dtype, float *inverse, int threads, int level) {
     norm_job job = {.input = input, .weight = weight, .inverse = inverse, .output = output, .rows = rows, .width = width,
                     .epsilon = epsilon, .input_dtype = input_dtype, .output_dtype = output_dtype};
-    parallel_range(rows, 1 + 16384 / (width + 1), threads, EVERY(forward_rows), &job);
+    parallel_range(rows, 1 + 16384 / (width + 1), threads, CHOSEN(forward_rows), &job);
 }
 
 /* of_weight may be NULL: not wanted. The input's gradient has the input's type. */
@@ -59,6 +40,6 @@ EXPORT void ck_rms_norm_backward(const void *gradient, int gradient_dtype, const
     norm_job job = {.input = input, .gradient = gradient, .weight = weight, .inverse = (float *)inverse,
                     .output = of_input, .of_weight = of_weight, .rows = rows, .width = width,
                     .input_dtype = input_dtype, .gradient_dtype = gradient_dtype, .output_dtype = input_dtype};
-    parallel_range(rows, 1 + 16384 / (width + 1), threads, EVERY(backward_rows), &job);
-    if (of_weight) parallel_range((width + COLUMNS - 1) / COLUMNS, 1, threads, EVERY(backward_columns), &job);
+    parallel_range(rows, 1 + 16384 / (width + 1), threads, CHOSEN(backward_rows), &job);
+    if (of_weight) parallel_range((width + COLUMNS - 1) / COLUMNS, 1, threads, CHOSEN(backward_columns), &job);
 }

@@ -6,10 +6,10 @@ import compress_kernels as ck
 import pytest
 import torch
 import torch.nn.functional as F
-from compress_kernels import chunks, cpu, reference
-from compress_kernels.levels import force_level
-from compress_kernels.rows import RowRequest
+from compress_kernels import chunks, reference
 from torch import Tensor
+
+from tests.kernels.losses import Case, distance
 
 KL = ck.Divergences()
 TERMS = [
@@ -30,72 +30,6 @@ OTHERS = [
     (3.0, ck.Divergences(0, 0, 0, 0, 1, alpha=0.7), 0.2),
     (1.5, ck.Divergences(0.3, 0.4, 0.5, 0.6, 0.7, beta=0.8, alpha=0.3), 0.9),
 ]
-
-
-@pytest.fixture(params=["reference", "portable", "avx2", "avx512"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    if request.param == "reference":
-        monkeypatch.setenv("COMPRESS_KERNELS", "reference")
-    else:
-        monkeypatch.delenv("COMPRESS_KERNELS", raising=False)
-        try:
-            force_level(request.param)
-        except ValueError as error:
-            pytest.skip(str(error))
-    yield request.param
-    force_level(None)
-
-
-class Case:
-    """A student near its teacher, as late in training; some labels ignored, some tokens masked."""
-
-    def __init__(self, tokens: int, vocab: int, dtype: torch.dtype, student: int = 24, teacher: int = 40):
-        generator = torch.Generator().manual_seed(tokens + vocab)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        self.student_hidden = normal(tokens, student)
-        self.student_head = normal(vocab, student) * (2.5 / student**0.5)
-        extra = teacher - student
-        self.teacher_hidden = torch.cat([self.student_hidden, 0.3 * normal(tokens, extra)], dim=1)
-        self.teacher_head = torch.cat([self.student_head, normal(vocab, extra) * (2.5 / student**0.5)], dim=1)
-        self.labels = torch.randint(0, vocab, (tokens,), generator=generator)
-        self.labels[::5] = -100
-        self.mask = torch.rand(tokens, generator=generator) > 0.2
-        for name in ("student_hidden", "student_head", "teacher_hidden", "teacher_head"):
-            setattr(self, name, getattr(self, name).to(dtype))
-        self.student_hidden.requires_grad_()
-        self.student_head.requires_grad_()
-
-    def fused(self, **options: object) -> ck.FusedLoss:
-        return ck.fused_kl(self.student_hidden, self.student_head, self.teacher_hidden, self.teacher_head, **options)
-
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        assert self.student_hidden.grad is not None and self.student_head.grad is not None
-        return self.student_hidden.grad, self.student_head.grad
-
-    def plain(
-        self, dtype: torch.dtype, valid: Tensor, temperature: float, terms: ck.Divergences, ce: float
-    ) -> list[Tensor]:
-        """Loss and gradients by whole-tensor torch: products in `dtype`, softmax in fp32 or better."""
-        hidden, head = (x.detach().to(dtype).requires_grad_() for x in (self.student_hidden, self.student_head))
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        student = (hidden @ head.t()).to(wide)
-        teacher = (self.teacher_hidden.to(dtype) @ self.teacher_head.to(dtype).t()).to(wide)
-        loss = reference.kl_loss(student, teacher, valid, self.labels, temperature=temperature, terms=terms, ce=ce)
-        loss.backward()
-        assert hidden.grad is not None and head.grad is not None
-        return [loss.detach(), hidden.grad, head.grad]
-
-
-def distance(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
-
-
-def exact_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    logs = F.log_softmax(student.double(), 1), F.log_softmax(teacher.double(), 1)
-    return F.kl_div(*logs, log_target=True, reduction="none").sum(1)
 
 
 def test_the_reference_is_the_textbook_loss() -> None:
@@ -262,60 +196,6 @@ def test_self_distillation_is_zero(form: str) -> None:
     loss.total.backward()
     assert abs(loss.total.item()) < 1e-6
     assert float(case.gradients()[0].abs().max()) < 1e-7
-
-
-def test_small_divergences_keep_their_digits(form: str) -> None:
-    """A student 3e-3 away: the KL is 5e-6, near the size of fp32 rounding in a naive sum of p log p."""
-    if form == "reference":
-        pytest.skip("the reference is the naive fp32 sum")
-    generator = torch.Generator().manual_seed(0)
-    teacher = torch.randn(8, 30_000, generator=generator) * 3
-    student = teacher + torch.randn(8, 30_000, generator=generator) * 3e-3
-    exact = exact_kl(student, teacher)
-    actual = cpu.divergence_rows(RowRequest(student, teacher, None)).kl
-    torch.testing.assert_close(actual.double(), exact, rtol=0.01, atol=0)
-    logs = F.log_softmax(teacher.double(), 1), F.log_softmax(student.double(), 1)
-    for terms in (ck.Divergences(*(float(i == j) for j in range(5))) for i in range(5)):
-        weighted = cpu.divergence_rows(RowRequest(student, teacher, None, 1.0, terms)).weighted
-        torch.testing.assert_close(
-            weighted.double(), reference.weighted_divergence(*logs, terms), rtol=0.01, atol=0, msg=str(terms)
-        )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_divergence_per_token(form: str, dtype: torch.dtype) -> None:
-    case = Case(30, 4099, dtype)
-    result = ck.divergence(case.student_hidden, case.student_head, case.teacher_hidden, case.teacher_head, case.labels)
-    student = (case.student_hidden @ case.student_head.t()).detach().double()
-    teacher = (case.teacher_hidden @ case.teacher_head.t()).double()
-    log_student, log_teacher = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
-    kl = F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(1)
-    torch.testing.assert_close(result.kl.double(), kl, rtol=1e-4, atol=1e-6)
-    for actual, logs in ((result.nll_student, log_student), (result.nll_teacher, log_teacher)):
-        expected = F.nll_loss(logs, case.labels, ignore_index=-100, reduction="none")
-        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
-    # a bf16 tie goes to the first index on both sides
-    first = [(x == x.amax(1, keepdim=True)).int().argmax(1) for x in (student, teacher)]
-    if form != "reference":
-        assert torch.equal(result.top1_equal, first[0] == first[1])
-    assert result.top1_equal.dtype == torch.bool and not result.kl.requires_grad
-
-
-def test_extreme_logits(form: str) -> None:
-    """Teacher logits of minus infinity count nothing; a NaN is not hidden."""
-    teacher, student = torch.randn(3, 100), torch.randn(3, 100)
-    teacher[0, 50:] = float("-inf")
-    student[1] *= 1e4
-    student[2, 7] = float("nan")
-    request = RowRequest(student.clone(), teacher, torch.tensor([3, 4, 5]), 1.0, KL, 0.5, True, False)
-    forms = reference.divergence_rows if form == "reference" else cpu.divergence_rows
-    result = forms(request)
-    p = F.softmax(teacher[0, :50].double(), 0)
-    expected = (p * (p.log() - F.log_softmax(student[0].double(), 0)[:50])).sum()
-    if form != "reference":
-        torch.testing.assert_close(result.kl[0].double(), expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(result.kl[1:2].double(), exact_kl(student[1:2], teacher[1:2]), rtol=1e-5, atol=0)
-    assert bool(result.kl[2].isnan()) and bool(request.student[2].isnan().any())
 
 
 def test_operation_is_well_formed() -> None:

@@ -6,66 +6,16 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
 from compress.report.html import render
 from compress.report.html.markup import esc
-from tests.report.sample import PROJECTIONS, bare, figures, full, stage, trained
+from tests.report.parsed import CHARTS, SECTIONS, Page
+from tests.report.sample import PROJECTIONS, full, trained
 
-SECTIONS = ["stages", "training", "layers", "answers", "tasks", "artifacts", "reproduce"]
-CHARTS = [
-    "chart-kl",
-    "chart-size",
-    "chart-time",
-    "chart-memory",
-    "chart-curve1",
-    "chart-curve3",
-    "chart-widths0",
-    "chart-influence0",
-    "chart-places0",
-    "chart-errors2",
-    "chart-outputs2",
-]
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 LOADING = {"src", "srcset", "href", "data", "action", "poster", "background", "formaction", "ping", "manifest"}
-
-
-class Page(HTMLParser):
-    """Tags in order, their attributes, text by tag; unbalanced tags are an error."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: Counter[str] = Counter()
-        self.ids: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append((self.open[-1] if self.open else "", data))
-
-    def all_text(self) -> str:
-        return " ".join(data for tag, data in self.text if tag != "style")
 
 
 @pytest.fixture(scope="module")
@@ -225,92 +175,3 @@ def test_matplotlib_waits_until_something_is_drawn() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
-
-
-def test_a_run_without_optional_parts() -> None:
-    parsed = Page(render(bare()))
-    assert [name for name in parsed.ids if name in SECTIONS] == ["stages", "reproduce"]
-    assert [name for name in parsed.ids if name.startswith("chart-")] == CHARTS[:4]
-    assert "No artifact was written" in parsed.all_text()
-
-
-def test_the_worst_tensors_are_named_in_order() -> None:
-    from compress.report.html.errors import quantization
-
-    stage = full()["stages"][2]
-    details = stage["details"]
-    details["output_error"]["model.layers.3.mlp.up_proj"] = 0.5
-    details["output_error"]["model.layers.1.mlp.up_proj"] = float("nan")
-    text = Page(quantization(2, stage)).all_text()
-    listed = [text.index(name) for name in ("layer 1 mlp.up_proj", "layer 3 mlp.up_proj", "layer 4 self_attn.v_proj")]
-    assert listed == sorted(listed)
-    left = 0.5 / details["output_error_rtn"]["model.layers.3.mlp.up_proj"]
-    assert f"{left:.2f}" in text and "plain rounding" in text
-
-
-def test_a_quantizer_that_only_rounds_lists_its_weights() -> None:
-    from compress.report.html.errors import quantization
-
-    stage = full()["stages"][2]
-    for name in ("output_error", "output_error_rtn"):
-        del stage["details"][name]
-    drawn = quantization(2, stage)
-    text = Page(drawn).all_text()
-    assert "chart-outputs2" not in drawn and "plain rounding" not in text
-    assert text.index("layer 4 self_attn.v_proj") < text.index("layer 4 self_attn.q_proj")
-
-
-def test_what_was_removed_is_on_the_map() -> None:
-    from compress.report.html.places import places
-
-    drawn = places("p", "map", {0: [0, 2], 2: [1, 2]}, layers=3, groups=3)
-    for said in (
-        "layer 0, group 1: removed",
-        "layer 0, group 2: kept",
-        "layer 1, group 0: dropped with its layer",
-        "layer 2, group 0: removed",
-    ):
-        assert said in drawn
-    assert drawn.count("kept") == 4
-    assert places("p", "map", {0: [0, 1], 2: [0, 1]}, layers=3, groups=2) == ""
-
-
-def test_no_stages() -> None:
-    Page(render(bare() | {"stages": []}))
-
-
-def test_an_artifact_that_does_not_load() -> None:
-    report = full()
-    report["artifacts"][0] |= {
-        "verified": False, "loaded": False, "error": "plain transformers cannot run it: no message", "metrics": {},
-        "mean_kl": float("inf"), "max_kl": float("inf"), "first_difference": None,
-    }  # fmt: skip
-    text = Page(render(report)).all_text()
-    assert "it does not load" in text and "artifact hf" not in text
-
-
-def test_two_trainings_and_two_quantizers_have_charts_of_their_own() -> None:
-    report = full()
-    quant = report["stages"][2]
-    report["stages"] += [quant | {"name": "again"}, stage("more", "distill", figures(0.1, 0.1), trained())]
-    ids = Page(render(report)).ids
-    assert {"chart-errors2", "chart-errors4", "chart-curve1", "chart-curve3", "chart-curve5"} <= set(ids)
-    assert len(ids) == len(set(ids))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_figures_that_are_not_finite(bad: float) -> None:
-    report = full()
-    report["stages"][0]["metrics"] |= {"kl_to_teacher": bad, "second_kl_to_teacher": bad, "kl_stderr": bad, "ppl": bad}
-    report["stages"][1]["details"]["curve"][3]["loss"] = bad
-    report["stages"][3]["details"]["curve"] = [{"loss": bad, "kl": bad, "ce": 0.0, "rate": 1e-3}]
-    report["stages"][0]["details"]["layer_influence"][2] = bad
-    report["stages"][2]["details"]["relative_error"]["model.layers.2.mlp.up_proj"] = bad
-    page = render(report)
-    svgs = [piece.partition("</svg>")[0] for piece in page.split("<svg")[1:]]
-    assert not any("nan" in value or "inf" in value for _, name, value in Page(page).attributes if name in "dxy")
-    text = Page(page).all_text()
-    assert str(bad) in svgs[0]
-    assert "The loss of 1 of 150 points is not finite" in text
-    assert "Not finite: model.layers.2.mlp.up_proj." in text
-    assert "chart-curve3" not in Page(page).ids

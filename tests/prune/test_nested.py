@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +142,19 @@ def test_a_teacher_of_another_shape_cannot_compensate(
     for pipeline in ("prune_heal", "prune_iterative", "prune_search"):
         with pytest.raises(UserError, match="their shapes differ"):
             compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", *more))
+
+
+@pytest.mark.parametrize(("count", "apart"), [(1, 0), (2, 1), (3, 1), (12, 3)])
+def test_nothing_is_fitted_on_what_judges(count: int, apart: int) -> None:
+    from compress.data import Corpus
+    from compress.prune.contest import divided
+
+    @dataclass
+    class Holder:
+        corpus: Corpus
+
+    documents = tuple(f"document {number}" for number in range(count))
+    holder: Any = Holder(Corpus("text", (), documents, (), ""))
+    context, judging = divided(holder)
+    assert judging == (documents[-apart:] if apart else documents)
+    assert context.corpus.calibration + judging == documents or not apart

@@ -238,3 +238,34 @@ def test_much_text_is_followed_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
     rounded = divergence(*run("llama", "int4_g32", Calibration(algorithm=Algorithm.rtn, absorb=0.0), windows)[:2])
     assert part != near
     assert part < 1.2 * near < rounded
+
+
+@torch.no_grad()
+def test_projections_that_write_to_the_stream_are_told_its_drift(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D of the second layer's attention output is E[d y^T], from the two models as they are in the end."""
+    from compress.layerwise import watching
+    from compress.quant import calibrated
+
+    told: list[torch.Tensor | None] = []
+
+    def noting(weight, dense, collected, missing, settings):
+        told.append(missing)
+        return target(weight, dense, collected, missing, settings)
+
+    monkeypatch.setattr(calibrated, "target", noting)
+    student, teacher, found = run("llama", "int3_g64", Calibration(first_token=1.0))
+    order = list(found)
+    path = "model.layers.1.self_attn.o_proj"
+    drift = []
+    for model in (teacher, student):
+        layer_ = model.get_submodule("model.layers.0")
+        with watching(layer_) as seen, watching(student.get_submodule(path)) as read:
+            model(WINDOWS)
+        out = seen[0][1]
+        drift.append(out[0] if isinstance(out, tuple) else out)
+    (y, _), d = read[0], drift[0] - drift[1]
+    expected = d.flatten(0, 1).T @ y.flatten(0, 1) / d[..., 0].numel()
+    missing = told[order.index(path)]
+    assert missing is not None and float(missing.norm()) > 0
+    torch.testing.assert_close(missing, expected, rtol=1e-3, atol=1e-5)
+    assert told[order.index("model.layers.1.self_attn.q_proj")] is None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compress.quiet import quiet_loggers
 
 OPSET = 20
 
@@ -58,8 +59,8 @@ def traced(model: nn.Module, layers: int, kv_heads: int, head_dim: int) -> Any:
         {0: "batch", 1: "length"},
         tuple({0: "batch", 2: "cached"} for _ in past),
     )
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that sizes of the same name are the same size
+    # that sizes of the same name are the same size, and that torchvision is not there
+    with torch.no_grad(), quiet_loggers("torch.onnx"):
         program = torch.onnx.export(
             WithCache(model).eval(),
             (ids, mask, positions, *past),

@@ -7,10 +7,14 @@ model = compress.load(report["artifacts"][0]["path"])
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["load", "run"]
+
+# transformers imports torchao where it is installed, which then names every kernel of its own that does not load
+logging.getLogger("torchao").setLevel(logging.ERROR)
 
 
 def run(overrides: Sequence[str]) -> dict[str, Any]:

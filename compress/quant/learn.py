@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from compress.grids import Encoded, Grid, grid_named, level_of, value_of
+from compress.grids import grid_named, value_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
 from compress.quant.inputs import RoundedInputs
 from compress.quant.kept import kept_start
 from compress.quant.qat import QAT, Trains
 from compress.quant.run import Start, outer_grids, solve_layers, with_range
-from compress.quant.scales import search
 from compress.quant.stage import Activations
 from compress.stage import NF4_WEIGHTS, Context, Metrics
 from compress.train.fit import fit
@@ -29,11 +28,17 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     windows = windows_for(stage.train, context)
     grids = linear_grids(checkpoint.config, grid_named(stage.grid))
     outer = outer_grids(checkpoint, grid_named(stage.embedding)) if stage.embedding else {}
-    start = kept_start(context.scratch, grids, lambda: solve_layers(checkpoint, grids, stage, context, goals=True))
+    all_grids = {**grids, **outer}
+    start = kept_start(
+        context.scratch, all_grids, lambda: solve_layers(checkpoint, all_grids, stage, context, goals=True)
+    )
     student = load_student(checkpoint, context).requires_grad_(False)
-    encoded = {path: on_grid_for_good(student.get_submodule(path), grid) for path, grid in outer.items()}
     student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
-    weights = {path: trainable(student, path, start, stage) for path in start.levels}
+    encoded = {path: codes for path, codes in start.encoded().items() if path in outer}
+    for path in encoded:
+        # the layers train around it
+        student.get_submodule(path).weight.data.copy_(value_of(start.levels[path], start.scales[path]))
+    weights = {path: trainable(student, path, start, stage) for path in start.goals}
     put_on_grid(student, weights, RoundedInputs(stage.activations, start.input_ranges))
     choose_what_trains(student, stage)
     fitted = fit(student, load_teacher(context), stage.loss, windows, stage.train, context)
@@ -42,7 +47,7 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
         packed = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
         encoded[path] = with_range(packed, start.input_ranges.get(path))
     placement = Placement(
-        grids={**grids, **outer},
+        grids=all_grids,
         activations=None if stage.activations is Activations.none else stage.activations.value,
         solved=encoded,
         dense=trained_beside(student, start.folded),
@@ -60,16 +65,6 @@ def trainable(student: nn.Module, path: str, start: Start, stage: QAT) -> GridWe
     if stage.trains is Trains.lora:
         weight.add_low_rank(stage.rank)
     return weight
-
-
-@torch.no_grad()
-def on_grid_for_good(module: Any, grid: Grid) -> Encoded:
-    """Put an embedding or head on its grid, in place; scales are searched, without data."""
-    weight = module.weight.float()
-    scales = search(weight, grid)
-    levels = level_of(weight, scales, grid)
-    module.weight.copy_(value_of(levels, scales))
-    return grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
 
 
 def choose_what_trains(student: nn.Module, stage: QAT) -> None:

@@ -15,6 +15,7 @@ from compress.calibrate import calibration_windows
 from compress.grids import Encoded, Grid, Scales, grid_named
 from compress.quant.calibrated import calibrate, weight_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
+from compress.quant.outer import put_outer_on_grids
 from compress.quant.solve import Calibration, Solved
 from compress.quant.stage import Activations, OneGrid, PostTraining, Scaling
 from compress.runtime.encoded import INPUT_ABSMAX
@@ -57,7 +58,7 @@ def calibration_of(stage: PostTraining | QAT) -> Calibration:
 
 @dataclass
 class Start:
-    """Calibrated codes of every linear layer, with what training needs to go on from them."""
+    """Calibrated codes of all weights on grids, with what training needs to go on from them."""
 
     grids: dict[str, Grid]
     levels: dict[str, Tensor] = field(default_factory=dict)
@@ -78,25 +79,32 @@ class Start:
 def solve_layers(
     checkpoint: Checkpoint, grids: Mapping[str, Grid], stage: PostTraining | QAT, context: Context, goals: bool = False
 ) -> Start:
-    """Choose the codes of every linear layer on calibration text, layer by layer; `goals` keeps what they aim at."""
+    """Choose the codes of all weights on calibration text, layer by layer; `goals` keeps what the linear ones aim at.
+
+    Embedding and head come first, so that the layers make up for what their rounding costs.
+    """
     windows = calibration_windows(context, stage.calibration.tokens, stage.calibration.length)
     student = load_model(checkpoint.folder, device=context.fabric.device)
     dense = load_model(checkpoint.folder, device=context.fabric.device)
     transposed = adapter_for(checkpoint.config).modules.conv1d
-    linears = {path: student.get_submodule(path) for path in linear_paths(checkpoint.config) if path in grids}
-    fitting = {p: grids[p] for p, layer in linears.items() if grids[p].fits(weight_of(layer, transposed).shape)}
-    start = Start(fitting)
+    inside = set(linear_paths(checkpoint.config))
+    shapes = {p: weight_of(student.get_submodule(p), transposed and p in inside).shape for p in grids}
+    start = Start({path: grid for path, grid in grids.items() if grid.fits(shapes[path])})
+    fitting = {path: grid for path, grid in start.grids.items() if path in inside}
+    outer = {path: grid for path, grid in start.grids.items() if path not in inside}
     errors: dict[str, float] = {}
     plain: dict[str, float] = {}
-    with context.progress.bar("calibrating", adapter_for(checkpoint.config).shape(checkpoint.config).layers) as advance:
+    layers = adapter_for(checkpoint.config).shape(checkpoint.config).layers
+    with context.progress.bar("calibrating", layers + len(outer)) as advance:
 
         def found(path: str, layer: Solved) -> None:
             start.levels[path] = layer.levels.to(torch.float16).cpu()
             start.scales[path] = layer.scales.to("cpu")
-            if goals:
+            if goals and path in inside:
                 start.goals[path] = layer.goal.cpu()
             errors[path], plain[path] = layer.error, layer.error_rtn
 
+        put_outer_on_grids(student, outer, windows, calibration_of(stage), found, advance)
         start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
     if stage.scaling is not Scaling.none:
         start.folded = folded(student, checkpoint, start)

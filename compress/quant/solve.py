@@ -140,12 +140,12 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
                 scales = refit(goal, rounded.levels, scales, h, grid)
             if settings.rounds:  # the last scales have not been rounded for yet
                 rounded = descend(goal, rounded.levels, h, grid, scales)
-    size = _energy(weight, gram).clamp_min(1e-30)
-    error = _energy(value_of(rounded.levels, scales) - goal, gram) / size
-    error_rtn = _energy(value_of(rtn, plain) - weight, gram) / size
+    size = energy(weight, gram).clamp_min(1e-30)
+    error = energy(value_of(rounded.levels, scales) - goal, gram) / size
+    error_rtn = energy(value_of(rtn, plain) - weight, gram) / size
     return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn))
 
 
-def _energy(x: Tensor, gram: Tensor) -> Tensor:
+def energy(x: Tensor, gram: Tensor) -> Tensor:
     """tr(X H X^T)."""
     return ((x @ gram) * x).sum()

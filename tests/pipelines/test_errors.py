@@ -231,7 +231,7 @@ def test_out_of_memory(
     def exhausted(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(fit, "fit", exhausted)
+    monkeypatch.setattr(fit, "train", exhausted)
     with pytest.raises(UserError, match=r"train\.accumulate"):
         compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
 

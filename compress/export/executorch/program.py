@@ -8,11 +8,12 @@ their one key head as it lies (repeating it, as models do, would copy the whole 
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compress.quiet import quiet_loggers
 
 ATTENTION = "compress_grouped_heads"
 MASKED = torch.finfo(torch.float32).min
@@ -130,14 +131,13 @@ def lowered(program: Program, metadata: dict[str, Any]) -> bytes:
     length = torch.export.Dim("length", min=1, max=program.context)
     sizes = {"input_ids": {1: length}, "cache_position": {0: length}}
     given = (torch.ones(1, 3, dtype=torch.long), torch.arange(3))
-    logging.getLogger("executorch").setLevel(logging.ERROR)
-    with torch.no_grad():
+    with torch.no_grad(), quiet_loggers("executorch", "torch.utils._pytree"):
         traced = torch.export.export(program.eval(), given, dynamic_shapes=sizes, strict=False)
-    edge = to_edge_transform_and_lower(
-        traced,
-        partitioner=[XnnpackPartitioner()],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-        constant_methods=metadata,
-    )
-    written: bytes = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True)).buffer
+        edge = to_edge_transform_and_lower(
+            traced,
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=metadata,
+        )
+        written: bytes = edge.to_executorch(ExecutorchBackendConfig(run_reinplace_pass=True)).buffer
     return written

@@ -68,7 +68,7 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
 
 def in_steps(stage: Any, form: Form, world: World) -> Effect:
     """Prune, compensate and heal, once a step; every step as if it had the last one's widths."""
-    parts = [part for part in (stage.prune, stage.compensate, stage.part(stage.steps)) if part is not None]
+    parts = [part for part in (stage.prune, stage.compensate, stage.healing(1 / stage.steps)) if part is not None]
     return repeated(parts, form, world, [f"step {step + 1}" for step in range(stage.steps)])
 
 
@@ -77,7 +77,7 @@ def search(stage: Any, form: Form, world: World) -> Effect:
     possible, _ = stage.possible(form.config)
     after, phases, tokens = form, list[Phase](), 0
     for name, (prune_stage, _) in possible.items():
-        parts = [part for part in (prune_stage, stage.compensate, stage.trial()) if part is not None]
+        parts = [part for part in (prune_stage, stage.compensate, stage.healing(stage.brief)) if part is not None]
         effect = repeated(parts, form, world, [name])
         work = 2 * (forward(form, stage.judge_tokens, WINDOW) + forward(effect.form, stage.judge_tokens, WINDOW))
         judged = Phase(f"judging, {name}", walk_terms(form), form.bytes + effect.form.bytes, work)

@@ -40,7 +40,7 @@ def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) 
         if settings.compensate is not None:
             cut, _ = run_inside(f"{name}-compensated", settings.compensate.run, cut, context, context.seed)
             drop(context.scratch / f"{name}-cut")
-        healed, trained = run_inside(f"{name}-healed", settings.trial().run, cut, context, context.seed)
+        healed, trained = run_inside(f"{name}-healed", settings.healing(settings.brief).run, cut, context, context.seed)
         before, after = (divergence_from(context, model, windows) for model in (cut, healed))
         drop(healed.folder)
         rows.append(

@@ -103,7 +103,7 @@ def run_steps(checkpoint: Checkpoint, settings: PruneInSteps, context: Context) 
     architecture = adapter_for(config)
     path = between(config, settings.widths(config), settings.steps)
     current, rows, told, curve = checkpoint, list[Metrics](), list[Metrics](), list[Any]()
-    heal = settings.part(len(path))
+    heal = settings.healing(1 / len(path))
     for step, widths in enumerate(path):
         context.progress.say(f"step {step + 1} of {len(path)}")
 

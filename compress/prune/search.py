@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.stage import DENSE, PRUNED, TEACHER, TEXT, Context, Metrics
+from compress.prune.composed import CutAndHeal
+from compress.stage import Context, Metrics
 
 if TYPE_CHECKING:
     from compress.arch import Widths
@@ -30,15 +31,12 @@ def usual_shares() -> dict[str, dict[str, float]]:
 
 
 @dataclass
-class PruneSearch:
-    """Tries several shapes and keeps the one that heals best."""
+class PruneSearch(CutAndHeal):
+    """Tries several shapes of one budget and keeps the one that heals best.
 
-    prune: Any = None
-    """The budget; its `share` is set by each candidate."""
-    compensate: Any = None
-    """After every cut; null for none."""
-    heal: Any = None
-    """The training of which each candidate gets a part before it is judged."""
+    Each candidate sets the `share` of `prune`, and gets a part of the training before it is judged.
+    """
+
     brief: float = 0.15
     """That part, as a fraction of its tokens."""
     candidates: dict[str, dict[str, float]] = field(default_factory=usual_shares)
@@ -48,16 +46,11 @@ class PruneSearch:
 
     kind: ClassVar[str] = "prune_search"
     version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
-    gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
-    takes: ClassVar[frozenset[str]] = frozenset()
-    reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
 
     def __post_init__(self) -> None:
         from compress.errors import UserError
 
-        if self.prune is None or self.heal is None:
-            raise UserError("a search needs both `prune` and `heal`.", "Take prune=search as it comes.")
+        super().__post_init__()
         if not 0 < self.brief <= 1:
             raise UserError(f"brief={self.brief} is a fraction of the training's tokens: above 0 and at most 1.")
         if self.judge_tokens < 1:
@@ -101,16 +94,6 @@ class PruneSearch:
         if not possible:
             told = "; ".join(f"{name}: {why}" for name, why in refused.items())
             raise UserError(f"no candidate meets the budget ({told}).", "Give another keep, or other candidates.")
-
-    def check_teacher(self, config: Any, teacher: Any) -> None:
-        """As compensation does."""
-        if self.compensate is not None:
-            self.compensate.check_teacher(config, teacher)
-
-    def trial(self) -> Any:
-        """The brief healing of one candidate."""
-        train = self.heal.train
-        return replace(self.heal, train=replace(train, tokens=max(1, round(self.brief * train.tokens))))
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Try them all."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compress.stage import DENSE, PRUNED, TEACHER, TEXT, Context, Metrics
+from compress.prune.composed import CutAndHeal
+from compress.stage import Context, Metrics
 
 if TYPE_CHECKING:
     from compress.arch import Widths
@@ -20,31 +21,20 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PruneInSteps:
-    """Prunes, compensates and heals in steps."""
+class PruneInSteps(CutAndHeal):
+    """Prunes, compensates and heals in steps; the training's tokens are those of all steps together."""
 
-    prune: Any = None
-    """The whole cut."""
-    compensate: Any = None
-    """After every cut; null for none."""
-    heal: Any = None
-    """Training after every cut; its tokens are those of all steps together."""
     steps: int = 2
 
     kind: ClassVar[str] = "prune_in_steps"
     version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
-    gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
-    takes: ClassVar[frozenset[str]] = frozenset()
-    reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
 
     def __post_init__(self) -> None:
         from compress.errors import UserError
 
+        super().__post_init__()
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1.")
-        if self.prune is None or self.heal is None:
-            raise UserError("pruning in steps needs both `prune` and `heal`.", "Take prune=in_steps as it comes.")
         if self.prune.latency is not None:
             raise UserError(
                 "latency is measured for one cut, not for steps.", "Give keep or bytes, or use +pipeline=prune_heal."
@@ -59,21 +49,11 @@ class PruneInSteps:
         """Refuse a target that this model cannot meet, in any step, before anything is computed."""
         between(config, self.widths(config), self.steps)
 
-    def check_teacher(self, config: Any, teacher: Any) -> None:
-        """As compensation does."""
-        if self.compensate is not None:
-            self.compensate.check_teacher(config, teacher)
-
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Cut, compensate, heal; again and again."""
         from compress.prune.run import run_steps
 
         return run_steps(checkpoint, self, context)
-
-    def part(self, steps: int) -> Any:
-        """The healing of one of `steps` steps."""
-        train = self.heal.train
-        return replace(self.heal, train=replace(train, tokens=max(1, train.tokens // steps)))
 
 
 def between(config: Any, goal: Widths, steps: int) -> list[Widths]:

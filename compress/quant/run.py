@@ -95,16 +95,18 @@ def solve_layers(
     errors: dict[str, float] = {}
     plain: dict[str, float] = {}
     layers = adapter_for(checkpoint.config).shape(checkpoint.config).layers
-    with context.progress.bar("calibrating", layers + len(outer)) as advance:
 
-        def found(path: str, layer: Solved) -> None:
-            start.levels[path] = layer.levels.to(torch.float16).cpu()
-            start.scales[path] = layer.scales.to("cpu")
-            if goals and path in inside:
-                start.goals[path] = layer.goal.cpu()
-            errors[path], plain[path] = layer.error, layer.error_rtn
+    def found(path: str, layer: Solved) -> None:
+        start.levels[path] = layer.levels.to(torch.float16).cpu()
+        start.scales[path] = layer.scales.to("cpu")
+        if goals and path in inside:
+            start.goals[path] = layer.goal.cpu()
+        errors[path], plain[path] = layer.error, layer.error_rtn
 
-        put_outer_on_grids(student, outer, windows, calibration_of(stage), found, advance)
+    if outer:
+        with context.progress.bar("calibrating embedding and head", len(outer)) as advance:
+            put_outer_on_grids(student, outer, windows, calibration_of(stage), found, advance)
+    with context.progress.bar("calibrating", layers) as advance:
         start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
     if stage.scaling is not Scaling.none:
         start.folded = folded(student, checkpoint, start)

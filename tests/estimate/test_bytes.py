@@ -137,7 +137,9 @@ def test_a_gguf_file_by_the_library(tmp_path: Path) -> None:
     assert said == pytest.approx((tmp_path / "m.gguf").stat().st_size, abs=2600)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "executorch" in name else ()) for name in GRAPHS]
+)
 def test_a_graph_within_a_hundredth_of_what_is_written(name: str, tmp_path: Path) -> None:
     from compress.checkpoint import Checkpoint
     from compress.export.base import Export

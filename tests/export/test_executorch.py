@@ -43,7 +43,14 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> object:
     return load_model(checkpoint.folder, dtype=dtype)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama tied",
+        "width-pruned",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("depth-pruned", "qwen2", "gpt2")),
+    ],
+)
 def test_the_runtime_says_what_the_model_says(name: str, tmp_path: Path) -> None:
     kind, family, overrides = MODELS[name]
     save(family, tmp_path / "model", **overrides)

@@ -55,6 +55,7 @@ def test_pipelines_pass_and_leave_nothing(
     assert not (cache / "store").exists()
 
 
+@pytest.mark.slow
 def test_every_format_passes(text_file: Path, tmp_path: Path, cache: Path, temporary: Path) -> None:
     formats = {
         "gguf": ("gguf", "llama_cpp"),

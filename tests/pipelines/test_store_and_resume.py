@@ -51,6 +51,7 @@ def test_a_sweep_shares_its_prefix(tiny_llama: Path, text_file: Path, tmp_path: 
     assert nf4["stages"][0]["key"] == int8["stages"][0]["key"]
 
 
+@pytest.mark.slow
 def test_what_matters_changes_the_key_and_what_does_not_does_not(
     tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
 ) -> None:
@@ -67,7 +68,13 @@ def test_what_matters_changes_the_key_and_what_does_not_does_not(
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "after"), [("prune_distill", 0.2), ("prune_distill", 0.7), ("qlora", 0.4), ("qat_int8", 0.4)]
+    ("pipeline", "after"),
+    [
+        ("prune_distill", 0.2),
+        pytest.param("prune_distill", 0.7, marks=pytest.mark.slow),
+        pytest.param("qlora", 0.4, marks=pytest.mark.slow),
+        pytest.param("qat_int8", 0.4, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_in_training_goes_on_and_ends_in_the_same_bytes(
     pipeline: str, after: float, tiny_llama: Path, text_file: Path, tmp_path: Path

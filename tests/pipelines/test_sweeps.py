@@ -54,7 +54,7 @@ def typed(tiny_llama: Path, text_file: Path, tmp_path: Path) -> Typed:
     return Typed(tiny_llama, text_file, tmp_path)
 
 
-@pytest.fixture(params=["", *LAUNCHERS])
+@pytest.fixture(params=["", *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS)])
 def launcher(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
     if name:
@@ -97,6 +97,7 @@ def test_if_all_fail_there_is_no_page(typed: Typed) -> None:
     assert "Traceback" not in done.stderr and not (typed.root / "sweep" / "sweep.html").exists()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_repeated(typed: Typed) -> None:
     """The repeated sweep goes on inside the training it was killed in, trains nothing twice, and ends in the same."""
     more = ["+pipeline=prune_distill", "+sweep=bits", "quant@stages.quant=int8,nf4", "threads=1"]
@@ -125,6 +126,7 @@ def test_killed_in_the_middle_and_repeated(typed: Typed) -> None:
     shutil.rmtree(typed.root / "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_from_its_storage(typed: Typed) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no optuna here (pip install -e '.[sweeps]')")
     import optuna

@@ -38,6 +38,15 @@ METRICS = (
 """Figure, its type in the model index, its name there."""
 
 
+LIBRARIES = {
+    "transformers": "transformers",
+    "llama_cpp": "llama-cpp-python",
+    "executorch": "executorch",
+}
+"""Runtime -> its name in the Hub's list of libraries (huggingface.js, model-libraries.ts); others are not in it."""
+FORMAT_TAGS = {"gguf": "gguf", "onnx": "onnx", "executorch": "executorch", "compressed_tensors": "compressed-tensors"}
+
+
 def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     """README.md in the Hub's format.
 
@@ -87,15 +96,20 @@ def header(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> ModelCardD
     related: dict[str, Any] = {"base_model_relation": relation(artifact["metrics"])} if base else {}
     return ModelCardData(
         base_model=base,
-        library_name="transformers",
+        library_name=LIBRARIES.get(artifact["runtime"]),
         pipeline_tag="text-generation",
-        tags=["compress", *sorted({stage["kind"] for stage in report["stages"]})],
+        tags=["compress", *sorted({stage["kind"] for stage in report["stages"]}), *tags_of(artifact)],
         model_name=title(report),
         eval_results=index(report, artifact),
         license=known,
         license_name=name,
         **related,
     )
+
+
+def tags_of(artifact: Mapping[str, Any]) -> list[str]:
+    """By which the Hub finds files of a format."""
+    return [FORMAT_TAGS[artifact["format"]]] if artifact["format"] in FORMAT_TAGS else []
 
 
 def relation(metrics: Mapping[str, Any]) -> str:

@@ -117,6 +117,7 @@ def full() -> dict[str, Any]:
             {
                 "name": "hf",
                 "format": "hf",
+                "runtime": "transformers",
                 "path": "/secret/place/artifacts/hf",
                 "bytes": 59_000_000,
                 "sha256": "5ha256",

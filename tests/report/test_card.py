@@ -29,6 +29,27 @@ def test_the_hub_reads_it() -> None:
     assert read.text.lstrip().startswith("# Model-67M, compressed by prune_distill")
 
 
+@pytest.mark.parametrize(
+    ("kind", "runtime", "library", "tags"),
+    [
+        ("hf", "transformers", "transformers", []),
+        ("hf", "compress", None, []),
+        ("gguf", "llama_cpp", "llama-cpp-python", ["gguf"]),
+        ("onnx", "onnxruntime", None, ["onnx"]),
+        ("executorch", "executorch", "executorch", ["executorch"]),
+        ("compressed_tensors", "transformers", "transformers", ["compressed-tensors"]),
+    ],
+)
+def test_it_names_the_library_that_loads_it(kind: str, runtime: str, library: str | None, tags: list[str]) -> None:
+    from huggingface_hub import ModelCard
+
+    report = full()
+    report["artifacts"][0] |= {"format": kind, "runtime": runtime}
+    data = ModelCard(card.render(report, report["artifacts"][0])).data
+    assert data.library_name == library
+    assert data.tags[5:] == tags
+
+
 def test_a_local_model_is_no_base_model_of_the_hub() -> None:
     from huggingface_hub import ModelCard
 

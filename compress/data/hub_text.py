@@ -8,14 +8,14 @@ from typing import Any
 
 from compress.data.corpus import Corpus
 from compress.data.readers import checked_text
-from compress.data.split import CALIBRATION_CHARS, HELDOUT_CHARS, check_fractions, share, split_documents
+from compress.data.split import Splitting
 from compress.errors import UserError
 
 logger = logging.getLogger("compress")
 
 
 @dataclass
-class HubText:
+class HubText(Splitting):
     """One text field of a dataset; a row is a document, blank rows are dropped."""
 
     id: str = ""  # id of the dataset on the hub, or a local dataset folder
@@ -23,12 +23,6 @@ class HubText:
     split: str = "train"  # its split to train and calibrate on
     field: str = "text"  # name of the column that holds the text
     heldout_split: str | None = None  # its split to measure on; without it a part of `split` is held out
-    heldout: float | None = None  # fraction that is held out; by default 5%, of a short text up to a quarter
-    calibration: float | None = None  # fraction that calibrates; by default as for heldout
-    seed: int = 0  # which documents those are
-
-    def __post_init__(self) -> None:
-        check_fractions(self.heldout, self.calibration)
 
     def load(self) -> Corpus:
         """Download (once) and split the dataset.
@@ -40,26 +34,12 @@ class HubText:
             raise UserError("data=hub needs a dataset.", "Add data.id=ID, for instance data.id=Salesforce/wikitext.")
         documents = self._documents(self.split)
         origin = f"Hugging Face dataset {self.id}{f' ({self.name})' if self.name else ''}, licence as on its card"
-        if self.heldout_split is None:
-            split = split_documents(
-                documents,
-                heldout=share(self.heldout, documents, HELDOUT_CHARS),
-                calibration=share(self.calibration, documents, CALIBRATION_CHARS),
-                seed=self.seed,
-            )
-            return Corpus(self.id, *split, origin=origin)
-        measured = tuple(self._documents(self.heldout_split))
-        known = set(measured)
-        rest = [document for document in documents if document not in known]
-        if not rest:
-            raise UserError(
-                f"Every document of split {self.split!r} is held out too, in {self.heldout_split!r}.",
-                "Give two different splits, or leave data.heldout_split out.",
-            )
-        split = split_documents(
-            rest, heldout=0, calibration=share(self.calibration, rest, CALIBRATION_CHARS), seed=self.seed
+        measured = None if self.heldout_split is None else self._documents(self.heldout_split)
+        refusal = (
+            f"Every document of split {self.split!r} is held out too, in {self.heldout_split!r}.",
+            "Give two different splits, or leave data.heldout_split out.",
         )
-        return Corpus(self.id, split.train, split.calibration, measured, origin)
+        return Corpus(self.id, *self.in_parts(documents, measured, refusal), origin=origin)
 
     def _documents(self, split: str) -> list[str]:
         rows = self._rows(split)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from compress.errors import UserError
@@ -83,6 +84,36 @@ def split_documents(documents: Sequence[str], *, heldout: float, calibration: fl
         tuple(documents[i] for i in sorted(calibrated)),
         tuple(documents[i] for i in sorted(measured)),
     )
+
+
+@dataclass(kw_only=True)
+class Splitting:
+    """Settings of texts that are split here, or are measured on other text."""
+
+    heldout: float | None = None  # fraction that is held out; by default 5%, of a short text up to a quarter
+    calibration: float | None = None  # fraction that calibrates; by default as for heldout
+    seed: int = 0  # which documents those are
+
+    def __post_init__(self) -> None:
+        check_fractions(self.heldout, self.calibration)
+
+    def in_parts(self, documents: Sequence[str], measured: Sequence[str] | None, refusal: tuple[str, str]) -> Split:
+        """`documents` in three parts, or in two that have nothing of `measured`, which is the third.
+
+        Raises:
+            UserError: with the words of `refusal`, if all documents are among the measured ones.
+        """
+        if measured is None:
+            heldout = share(self.heldout, documents, HELDOUT_CHARS)
+            rest = documents
+        else:
+            heldout, known = 0.0, set(measured)
+            rest = [document for document in documents if document not in known]
+            if not rest:
+                raise UserError(*refusal)
+        calibration = share(self.calibration, rest, CALIBRATION_CHARS)
+        found = split_documents(rest, heldout=heldout, calibration=calibration, seed=self.seed)
+        return found if measured is None else found._replace(heldout=tuple(measured))
 
 
 def _split_by_position(documents: Sequence[str], heldout: float, calibration: float) -> Split:

@@ -12,8 +12,8 @@ from compress.errors import UserError
 from compress.export.gguf.settings import FILE, GGUFExport, GGUFType
 from compress.export.gguf.write import turned
 from compress.export.verify import RoundTrip, verify
-from compress.runtime.loading import load_model
 from compress.stage import DENSE
+from tests.export.written import exported, load
 from tests.models import save, tiny
 
 gguf = pytest.importorskip("gguf", reason="pip install 'compress[runtimes]'")
@@ -54,19 +54,6 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> object:
-    return load_model(checkpoint.folder, dtype=dtype)
-
-
-def exported(name: str, folder: Path, settings: GGUFExport) -> Checkpoint:
-    family, overrides = MODELS[name]
-    save(family, folder / "model", **overrides)
-    checkpoint = Checkpoint(folder / "model", frozenset({DENSE}))
-    settings.check(checkpoint)
-    settings.write(checkpoint, folder / "artifact")
-    return checkpoint
-
-
 def told(checkpoint: Checkpoint, folder: Path, settings: GGUFExport) -> RoundTrip:
     expectation = settings.expect(checkpoint, IDS, load)
     with FreshProcess(settings.runtime(checkpoint), folder / "artifact", 1, 128) as process:
@@ -81,7 +68,7 @@ def told(checkpoint: Checkpoint, folder: Path, settings: GGUFExport) -> RoundTri
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_says_what_the_model_says(name: str, kind: str, tmp_path: Path) -> None:
     settings = GGUFExport(type=GGUFType(kind))
-    found = told(exported(name, tmp_path, settings), tmp_path, settings)
+    found = told(exported(*MODELS[name], tmp_path, settings), tmp_path, settings)
     assert found.verified, found.error
     if kind == "f16":
         assert found.emulation is None and found.mean_kl < 1e-4
@@ -95,7 +82,7 @@ def test_mixed_by_tensor(tmp_path: Path) -> None:
     settings = GGUFExport(
         type=GGUFType.q4_0, embedding=GGUFType.q5_1, tensors={"layers.0.": GGUFType.q8_0, "down_proj": GGUFType.f16}
     )
-    checkpoint = exported("llama", tmp_path, settings)
+    checkpoint = exported(*MODELS["llama"], tmp_path, settings)
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "artifact" / FILE).tensors}
     assert kinds["token_embd.weight"] == kinds["output.weight"] == "Q5_1"
     assert kinds["blk.0.attn_q.weight"] == "Q8_0" and kinds["blk.1.attn_q.weight"] == "Q4_0"
@@ -158,7 +145,7 @@ def test_wrong_order_of_rows_would_be_found(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(write, "turned", lambda rows, heads: rows)
     settings = GGUFExport()
-    assert not told(exported("llama", tmp_path, settings), tmp_path, settings).verified
+    assert not told(exported(*MODELS["llama"], tmp_path, settings), tmp_path, settings).verified
 
 
 def test_turned_rows_rotate_the_same() -> None:

@@ -14,9 +14,7 @@ from compress.errors import UserError
 from compress.export import probe
 from compress.export.manifest import write_manifest
 from compress.export.onnx.settings import DATA, FILE, OnnxExport, OnnxType
-from compress.runtime.loading import load_model
-from compress.stage import DENSE
-from tests.models import save
+from tests.export.written import exported, load
 
 onnx = pytest.importorskip("onnx", reason="pip install 'compress[runtimes]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'compress[runtimes]'")
@@ -40,19 +38,6 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> object:
-    return load_model(checkpoint.folder, dtype=dtype)
-
-
-def exported(name: str, folder: Path, settings: OnnxExport) -> Checkpoint:
-    family, overrides = MODELS[name]
-    save(family, folder / "model", **overrides)
-    checkpoint = Checkpoint(folder / "model", frozenset({DENSE}))
-    settings.check(checkpoint)
-    settings.write(checkpoint, folder / "artifact")
-    return checkpoint
-
-
 def told(checkpoint: Checkpoint, folder: Path, settings: OnnxExport) -> RoundTrip:
     with FreshProcess("onnxruntime", folder / "artifact", 1, 64) as process:
         assert min(process.speed(IDS[0, :32], 4).values()) > 0
@@ -70,7 +55,7 @@ def same_with_the_cache(folder: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_fp32_says_what_the_model_says(name: str, tmp_path: Path) -> None:
     settings = OnnxExport()
-    found = told(exported(name, tmp_path, settings), tmp_path, settings)
+    found = told(exported(*MODELS[name], tmp_path, settings), tmp_path, settings)
     assert found.verified and found.emulation is None and found.mean_kl < 1e-8, found
     same_with_the_cache(tmp_path / "artifact")
     # nothing in it depends on where it was made
@@ -80,7 +65,7 @@ def test_fp32_says_what_the_model_says(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama tied", "width-pruned", "gpt2"])
 def test_int8_says_what_the_same_scheme_says_in_torch(name: str, tmp_path: Path) -> None:
     settings = OnnxExport(type=OnnxType.int8)
-    found = told(exported(name, tmp_path, settings), tmp_path, settings)
+    found = told(exported(*MODELS[name], tmp_path, settings), tmp_path, settings)
     assert found.verified and found.emulation is not None, found
     assert found.emulation["mean_kl"] < 1e-3 and found.emulation["mean_kl"] < found.mean_kl / 3
     same_with_the_cache(tmp_path / "artifact")
@@ -93,7 +78,7 @@ def test_int8_says_what_the_same_scheme_says_in_torch(name: str, tmp_path: Path)
 
 def test_a_padded_batch_and_nothing_else_changes(tmp_path: Path) -> None:
     """Rows of different lengths, padded on the left, answer as each does alone; the same checkpoint, the same bytes."""
-    checkpoint = exported("llama tied", tmp_path, OnnxExport())
+    checkpoint = exported(*MODELS["llama tied"], tmp_path, OnnxExport())
     session = onnxruntime.InferenceSession(str(tmp_path / "artifact" / FILE))
     past = {
         given.name: np.zeros((2, given.shape[1], 0, given.shape[3]), np.float32)
@@ -117,7 +102,7 @@ def test_a_padded_batch_and_nothing_else_changes(tmp_path: Path) -> None:
 
 def test_verify_repeats_the_comparison_and_names_what_is_damaged(tmp_path: Path) -> None:
     settings, folder = OnnxExport(), tmp_path / "artifact"
-    expectation = settings.expect(exported("depth-pruned", tmp_path, settings), IDS, load)
+    expectation = settings.expect(exported(*MODELS["depth-pruned"], tmp_path, settings), IDS, load)
     probe.keep(folder, IDS, expectation, {"format": "onnx", "runtime": "onnxruntime"})
     write_manifest(folder)
     ask = ["mode=verify", f"artifact={folder}", "threads=1"]

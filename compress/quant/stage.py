@@ -100,7 +100,7 @@ class PostTraining:
     """Grid of the embedding, and of the head (one tensor where they are tied); by default they stay dense."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     activations: ClassVar[Activations] = Activations.none

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class Fit:
     """How the least squares are weighted."""
 
-    ridge: float = 0.1
+    ridge: float = 0.3
     absorb: float = 0.5
-    first_token: float = 16.0
+    first_token: float = 1.0
 
 
 @torch.no_grad()

@@ -167,7 +167,7 @@ class Prune:
 class Compensate:
     """Makes up for what pruning took, in closed form: least squares on the projections that stay, no training."""
 
-    ridge: float = 0.1
+    ridge: float = 0.3
     """Pull towards the weights as they are, relative to the size of the inputs."""
     absorb: float = 0.5
     """Part of the drift of the residual stream that each projection makes up for."""
@@ -175,7 +175,7 @@ class Compensate:
     """Tokens the projections are fitted on."""
 
     kind: ClassVar[str] = "compensate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[str]] = frozenset({DENSE, PRUNED})
     gives: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()

@@ -24,7 +24,7 @@ from compress.train.module import last_hidden
 
 TOKENS = 16384
 """Of the calibration text, that the head's inputs are measured on."""
-LOOKED_UP = 0.1
+LOOKED_UP = 0.3
 """Weight of plain closeness beside that of the logits, relative to the mean diagonal of H."""
 CHUNK = 1 << 23
 """Weights rounded at a time."""

@@ -44,15 +44,15 @@ def ways(student: Form, teacher: Form, batch: Batch, known: Machine, libraries: 
     adapted = replace(student, rank=RANK)
     four_bit = replace(adapted, linears=Format("nf4"))
     base, small = 2 * student.count(), sum(loaded(four_bit).values()) + 2 * student.count("embedding", "head", "other")
-    full = training(student, batch, everything, norms_train=True, master=MASTER * everything)
-    one = training(student, single, everything, norms_train=True, master=MASTER * everything)
-    kept = student.widths.layers * 4 * single.tokens * student.widths.hidden + layer_activations(student, single, True)
+    full = training(student, batch, everything, master=MASTER * everything)
+    one = training(student, single, everything, master=MASTER * everything)
+    kept = student.widths.layers * 4 * single.tokens * student.widths.hidden + layer_activations(student, single)
     found = {
         "full fine-tuning": full,
         "... one window at a time (train.accumulate)": one,
         "... and activation checkpointing": one | {"activations": kept},
-        f"LoRA, rank {RANK}": training(adapted, single, adapted.adapters, False, base + 4 * adapted.adapters),
-        f"QLoRA, rank {RANK}": training(adapted, single, adapted.adapters, False, small),
+        f"LoRA, rank {RANK}": training(adapted, single, adapted.adapters, base + 4 * adapted.adapters),
+        f"QLoRA, rank {RANK}": training(adapted, single, adapted.adapters, small),
     }
     rows = []
     for name, terms in found.items():

@@ -12,8 +12,9 @@ Activations kept for the backward pass, per token and layer, after Korthikanti e
 dropout and with fused attention (no [length, length] matrix), h the width, q and k the widths of queries and keys, m
 the neurons:
 
-    two norms       2 x 4 h                 input in fp32; and RMSNorm's result, 4 h, where its weight trains
-    linears         2 x sum of inputs       each keeps its own input in the compute type
+    two norms       2 x 4 h                 input in fp32; beside adapters in 16 bits
+    linears         2 x (2 h + q + m)       inputs, those of one fused RMSNorm shared; each its own after a LayerNorm,
+                                            which gives fp32, and where adapters cast it
     attention       2 (q + 2 k)             queries, keys, values
     MLP             2 x 3 m                 gate, its activation, the other factor; other families: see `Block`
     adapters        2 x (q + rank) ...      attention's result a second time, and A's result of every linear
@@ -38,9 +39,9 @@ from compress.estimate.layouts import payload_bytes
 
 MB = 1_000_000
 
-LIBRARIES = 335 * MB
+LIBRARIES = 400 * MB
 """torch, transformers and lightning once imported, and the Python that runs them: anonymous memory, Linux, x86-64."""
-AFTER_TRAINING = 35 * MB
+AFTER_TRAINING = 70 * MB
 """What the first training of a process leaves: autograd's threads, Lightning's loops, oneDNN's compiled products."""
 ADAPTER_LIBRARIES = 26 * MB
 """peft and bitsandbytes."""
@@ -48,6 +49,10 @@ PER_WORD = 1040
 """A tokenizer in memory: bytes per token of its vocabulary (text, merges, two hash tables)."""
 TEXT = 25 * MB
 """Both texts as Python holds them, and their tokens."""
+
+HOLES = 0.5
+"""Of the activations beside adapters: what glibc holds of the many results that were freed between those that stay
+(measured; `malloc_trim` gives it back)."""
 
 MASTER, GRADIENT, MOMENTS, AUTOCAST = 4, 4, 8, 2
 WORKSPACE = 32 << 20
@@ -118,8 +123,7 @@ class Block:
     streams: int
     """Residual streams that norms read: one where attention and MLP read the same."""
     layer_norm: bool
-    """LayerNorm keeps its input alone; RMSNorm as transformers writes it keeps the normalized too, to train its
-    weight."""
+    """LayerNorm, else RMSNorm (`compress.train.norms`); both keep their input alone."""
     query_copies: int
     key_copies: int
     mlp_copies: int
@@ -140,37 +144,39 @@ def block_of(form: Form) -> Block:
     return Block(1 if parallel else 2, layer_norm, *copies, 3 if len(modules.mlp) > 2 else plain)
 
 
-def layer_activations(form: Form, batch: Batch, norms_train: bool) -> int:
+def layer_activations(form: Form, batch: Batch) -> int:
     """Bytes that autograd keeps of one layer for one micro-batch."""
     block = block_of(form)
     h, m, q = form.widths.hidden, form.widths.mlp, form.queries
     size = batch.itemsize
-    # in fp32 the linears that read the same input keep the same tensor
-    inputs = sum(width for _, width in form.linears_of_a_layer()) if batch.bf16 else 2 * h + q + m
-    norms = 4 * h * (block.streams + (2 if norms_train and not block.layer_norm else 0))
+    # where no cast stands between, the linears that read the same input keep the same tensor
+    shared = not batch.bf16 or not (block.layer_norm or form.rank)
+    inputs = 2 * h + q + m if shared else sum(width for _, width in form.linears_of_a_layer())
+    norms = (size if form.rank and not block.layer_norm else 4) * h * block.streams
     attention = size * (block.query_copies * q + block.key_copies * form.keys) + 4 * form.heads
     # peft casts a linear's input to the adapters' type: attention's result is no longer the tensor o_proj keeps
     adapters = size * (q + form.rank * len(list(form.linears_of_a_layer()))) if form.rank else 0
     return batch.tokens * (norms + size * (inputs + block.mlp_copies * m) + attention + adapters)
 
 
-def training(form: Form, batch: Batch, trained: int, norms_train: bool, master: int) -> dict[str, int]:
+def training(form: Form, batch: Batch, trained: int, master: int) -> dict[str, int]:
     """Terms of one training, without what is resident.
 
     Args:
         form: the student.
         batch: a micro-batch.
         trained: parameters that train.
-        norms_train: whether the norms' weights are among them.
         master: bytes of the student's weights as they lie in memory.
     """
     vocab, h = form.shape.vocab, form.widths.hidden
+    activations = form.widths.layers * layer_activations(form, batch)
     return {
         "weights": master,
         "gradients": GRADIENT * trained,
         "optimizer state": MOMENTS * trained,
         "autocast copies": AUTOCAST * trained if batch.bf16 else 0,
-        "activations": form.widths.layers * layer_activations(form, batch, norms_train),
+        "activations": activations,
+        "freed between them": round(HOLES * activations) if form.rank else 0,
         "loss": min(WORKSPACE, 2 * batch.itemsize * batch.tokens * vocab) + CAST_SLICE + 3 * 4 * batch.tokens * h,
     }
 

@@ -61,7 +61,7 @@ def mixed(stage: Any, form: Form, world: World) -> Effect:
     n = min(MEASURED_TOKENS, stage.calibration.tokens)
     window = Batch(1, WINDOW, True)
     terms = {
-        "activations": form.widths.layers * layer_activations(form, window, False),
+        "activations": form.widths.layers * layer_activations(form, window),
         "logits": 3 * 4 * window.tokens * form.shape.vocab,
         "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
         "one weight on a grid": 5 * 4 * max(largest_linear(form), form.count("embedding")),
@@ -88,7 +88,7 @@ def qat(stage: Any, form: Form, world: World) -> Effect:
     # what is no linear layer stays in fp32; latents, factors and the scales they start from
     master = 4 * (form.count() + 2 * scales + low_rank)
     start = _choices(form, stage.grid, True)
-    terms = training(form, batch, trained, norms_train=True, master=master)
+    terms = training(form, batch, trained, master=master)
     terms["autocast copies"] = (AUTOCAST if batch.bf16 else 4) * linear
     terms |= start
     terms |= {"levels for the backward pass": SAVED_LEVEL * linear, "one layer rounded": 12 * largest_linear(form)}

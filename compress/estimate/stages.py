@@ -122,7 +122,7 @@ def qlora(stage: Any, form: Form, world: World) -> Effect:
         eigen = 9.0 * form.widths.layers * sum(min(out, width) ** 3 for out, width in form.linears_of_a_layer())
         phases.append(Phase("adapters from the residual", terms, world.dense.bytes, walk, sums + eigen))
     batch = micro_batch(stage.train, world.bf16)
-    terms = training(after, batch, after.adapters, norms_train=False, master=0)
+    terms = training(after, batch, after.adapters, master=0)
     terms |= loaded(after) | {"one layer decoded": 2 * 4 * largest_linear(form)}
     # the adapters' own weights are in `loaded`
     phases.append(Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 2, 0)))
@@ -150,7 +150,7 @@ def general(stage: Any, form: Form, world: World) -> Effect:
             phases += _full(stage.train, form, world, form.count())
         else:
             batch = micro_batch(stage.train, world.bf16)
-            terms = training(form, batch, after.adapters, norms_train=False, master=0) | loaded(after)
+            terms = training(form, batch, after.adapters, master=0) | loaded(after)
             work = training_work(stage.train, form, world, 2, 0)
             phases.append(Phase("training", terms, world.original.bytes, *work))
     if after.linears != form.linears:
@@ -187,7 +187,7 @@ def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase,
     """Training of all or most weights from fp32 masters, then writing what came out."""
     batch = micro_batch(settings, world.bf16)
     master = MASTER * form.count()
-    terms = training(form, batch, trained, norms_train=True, master=master)
+    terms = training(form, batch, trained, master=master)
     products = 2 if trained == form.count() else 1
     work = Phase("training", terms, world.original.bytes, *training_work(settings, form, world, 3, trained, products))
     held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": MOMENTS * trained}

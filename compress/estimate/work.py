@@ -93,7 +93,7 @@ def micro_batch(settings: Any, bf16: bool) -> Batch:
 
 def walk_terms(form: Form) -> dict[str, int]:
     """One window through the model without gradients: a layer's results at a time."""
-    return {"activations": layer_activations(form, Batch(1, WINDOW, True), False)} | loaded(form)
+    return {"activations": layer_activations(form, Batch(1, WINDOW, True))} | loaded(form)
 
 
 def encoding(before: Form, held: Mapping[str, int] | None = None) -> Phase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules that take longest first, so that no worker ends up alone with one."""
+    items.sort(key=lambda item: "pipelines" not in item.path.parts)
 
 
 @pytest.fixture(scope="session")
@@ -23,11 +29,21 @@ def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled_kernels: Path) -> Path:
-    """A cache folder for this test, with nothing in it but the compiled kernels."""
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    (folder / "kernels").symlink_to(compiled_kernels)
+def fresh_cache(compiled_kernels: Path) -> Callable[[Path], Path]:
+    """Makes a cache folder with nothing in it but the compiled kernels."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir()
+        (folder / "kernels").symlink_to(compiled_kernels)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Callable[[Path], Path]) -> Path:
+    """A cache folder for this test."""
+    folder = fresh_cache(tmp_path / "cache")
     monkeypatch.setenv("COMPRESS_CACHE", str(folder))
     return folder
 

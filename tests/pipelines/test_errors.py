@@ -286,7 +286,9 @@ def test_help_is_fast(tmp_path: Path) -> None:
     assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
 
 
-def test_a_sweep_reports_a_failed_job_and_goes_on(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
+def test_a_sweep_reports_a_failed_job_and_goes_on(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
     overrides = [o for o in tiny_run("nf4", tiny_llama, text_file, tmp_path) if not o.startswith("output=")]
     done = typed(
         "-m", *overrides, "stages.quant.block=48,64", "evaluate.prompts=[]", "evaluate.speed=false", cwd=tmp_path

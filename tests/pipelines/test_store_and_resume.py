@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,12 @@ def test_what_matters_changes_the_key_and_what_does_not_does_not(
     ],
 )
 def test_killed_in_training_goes_on_and_ends_in_the_same_bytes(
-    pipeline: str, after: float, tiny_llama: Path, text_file: Path, tmp_path: Path
+    pipeline: str,
+    after: float,
+    tiny_llama: Path,
+    text_file: Path,
+    tmp_path: Path,
+    fresh_cache: Callable[[Path], Path],
 ) -> None:
     stage = {"prune_distill": "distill", "qlora": "recover", "qat_int8": "quant"}[pipeline]
     more = [f"stages.{stage}.train.checkpoint_seconds=0.01"]
@@ -85,7 +91,7 @@ def test_killed_in_training_goes_on_and_ends_in_the_same_bytes(
 
     def command(name: str) -> tuple[list[str], dict[str, str]]:
         overrides = tiny_run(pipeline, tiny_llama, text_file, tmp_path / name, *QUIET, *more)
-        cache = tmp_path / ("cache_undisturbed" if name == "undisturbed" else "cache_killed")
+        cache = fresh_cache(tmp_path / f"cache_{name}")
         return [sys.executable, "-m", "compress", *overrides], {**os.environ, "COMPRESS_CACHE": str(cache)}
 
     args, env = command("undisturbed")
@@ -119,8 +125,10 @@ def wait_for_progress(cache: Path, fraction: float) -> None:
     raise AssertionError("no progress was saved")
 
 
-def test_two_processes_at_once_compute_a_stage_once(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
-    env = {**os.environ, "COMPRESS_CACHE": str(tmp_path / "cache")}
+def test_two_processes_at_once_compute_a_stage_once(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    env = {**os.environ, "COMPRESS_CACHE": str(cache)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "compress", *tiny_run("prune_only", tiny_llama, text_file, tmp_path / n, *QUIET)],

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ LAUNCHERS = {"joblib": "joblib", "submitit_local": "submitit", "ray": "ray"}
 class Typed:
     """What is typed for sweeps on one tiny model, with one cache."""
 
-    def __init__(self, model: Path, text: Path, root: Path) -> None:
+    def __init__(self, model: Path, text: Path, root: Path, cache: Path) -> None:
         self.root = root
         # as many threads as the launcher gives: threads=1 would hide what it does
         fast = [setting for setting in FAST if not setting.startswith(("threads", "evaluate.tokens", "own_text"))]
         self.common = ["model=hf", f"model.path={model}", "data=text", f"data.path={text}", *fast, *QUIET]
-        self.env = {**os.environ, "COMPRESS_CACHE": str(root / "cache"), "RAY_AUTH_MODE": "disabled"}
+        self.env = {**os.environ, "COMPRESS_CACHE": str(cache), "RAY_AUTH_MODE": "disabled"}
 
     def command(self, folder: str, *more: str) -> list[str]:
         where = f"hydra.sweep.dir={self.root / folder}"
@@ -50,8 +51,8 @@ class Typed:
 
 
 @pytest.fixture
-def typed(tiny_llama: Path, text_file: Path, tmp_path: Path) -> Typed:
-    return Typed(tiny_llama, text_file, tmp_path)
+def typed(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> Typed:
+    return Typed(tiny_llama, text_file, tmp_path, cache)
 
 
 @pytest.fixture(params=["", *(pytest.param(name, marks=pytest.mark.slow) for name in LAUNCHERS)])
@@ -98,7 +99,7 @@ def test_if_all_fail_there_is_no_page(typed: Typed) -> None:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_repeated(typed: Typed) -> None:
+def test_killed_in_the_middle_and_repeated(typed: Typed, fresh_cache: Callable[[Path], Path]) -> None:
     """The repeated sweep goes on inside the training it was killed in, trains nothing twice, and ends in the same."""
     more = ["+pipeline=prune_distill", "+sweep=bits", "quant@stages.quant=int8,nf4", "threads=1"]
     more += ["train.tokens=24000", "stages.distill.train.checkpoint_seconds=0.01"]
@@ -118,7 +119,7 @@ def test_killed_in_the_middle_and_repeated(typed: Typed) -> None:
     assert [reports[name]["stages"][2]["details"]["resumed_at_step"] > 0 for name in ("0", "1")] == [True, True]
     assert [stage["cached"] for stage in reports["1"]["stages"]] == [True, True, True, False]
     # undisturbed, from nothing: the same bytes
-    typed.env["COMPRESS_CACHE"] = str(typed.root / "cache_undisturbed")
+    typed.env["COMPRESS_CACHE"] = str(fresh_cache(typed.root / "cache_undisturbed"))
     assert typed.run("undisturbed", *more).returncode == 0
     for name in ("0", "1"):
         pair = (typed.root / folder / name / "artifacts/hf" for folder in ("sweep", "undisturbed"))

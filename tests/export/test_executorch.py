@@ -47,8 +47,7 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype | None) -> object:
     "name",
     [
         "llama tied",
-        "width-pruned",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("depth-pruned", "qwen2", "gpt2")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("width-pruned", "depth-pruned", "qwen2", "gpt2")),
     ],
 )
 def test_the_runtime_says_what_the_model_says(name: str, tmp_path: Path) -> None:

@@ -286,6 +286,7 @@ def test_help_is_fast(tmp_path: Path) -> None:
     assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_reports_a_failed_job_and_goes_on(
     tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
 ) -> None:

@@ -36,6 +36,7 @@ def test_second_run_is_all_from_the_store(tiny_llama: Path, text_file: Path, tmp
     assert artifact_bytes(tmp_path / "a/artifacts/hf") == artifact_bytes(tmp_path / "b/artifacts/hf")
 
 
+@pytest.mark.slow
 def test_same_bytes_without_a_store(
     tiny_llama: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_search_goes_on_from_its_storage(typed: Typed) -> None:
     assert len(keeps) == 4
 
 
+@pytest.mark.slow
 def test_a_stage_in_several_processes_belongs_to_its_run(typed: Typed, tiny_student: Path) -> None:
     """No process of a training starts the sweep, or the pipeline, again; both runs end within rounding."""
     teacher = typed.common[1].removeprefix("model.path=")

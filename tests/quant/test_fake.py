@@ -81,6 +81,7 @@ def surrogate(u: Tensor, d: Tensor, scales: Scales, table: Tensor, name: str) ->
 
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_gradient_is_that_of_the_surrogate(name: str) -> None:
+    torch.manual_seed(1)  # a latent halfway between two levels may go either way in another precision
     weight, _, scales = on_grid(name)
     with torch.no_grad():
         weight.latent += 2 * torch.randn(weight.latent.shape)  # some beyond the table

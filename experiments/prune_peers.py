@@ -41,6 +41,8 @@ def ours(given: argparse.Namespace) -> Path:
     report = compress.run(
         [
             "+pipeline=prune_heal",
+            "model=hf",
+            f"model.path={given.model}",
             "data=text",
             f"data.path={given.train}",
             f"data.heldout_path={given.heldout}",

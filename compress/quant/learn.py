@@ -34,7 +34,7 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     )
     student = load_student(checkpoint, context).requires_grad_(False)
     student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
-    encoded = {path: codes for path, codes in start.encoded().items() if path in outer}
+    encoded = start.encoded(outer)
     for path in encoded:
         # the layers train around it
         student.get_submodule(path).weight.data.copy_(value_of(start.levels[path], start.scales[path]))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compress.arch import adapter_for
-from compress.grids import Grid, level_of, value_of
+from compress.grids import Grid, Scales, level_of, value_of
 from compress.layerwise import batches
 from compress.quant.solve import Calibration, Solved, energy, solve, sum_of_products
 from compress.train.module import last_hidden
@@ -51,18 +51,19 @@ def put_outer_on_grids(
     """
     modules = adapter_for(student.config).modules
     head = modules.embedding if student.config.tie_word_embeddings else modules.head
-    solved = {}
+    # before any of them changes
+    read = output_gram(student, windows) if head in grids else None
     for path, grid in grids.items():
         weight = student.get_submodule(path).weight
-        gram = torch.eye(weight.shape[1], device=weight.device)
-        if path == head:
-            gram = output_gram(student, windows) + (LOOKED_UP if head == modules.embedding else 0.0) * gram
-        solved[path] = solve_rows(weight, gram, grid, settings)
+        looked_up = torch.eye(weight.shape[1], device=weight.device)
+        if path != head or read is None:
+            gram = looked_up
+        else:
+            gram = read + LOOKED_UP * looked_up if head == modules.embedding else read
+        solved = solve_rows(weight, gram, grid, settings)
+        weight.copy_(value_of(solved.levels, solved.scales))
+        found(path, solved)
         advance(1)
-    for path, layer in solved.items():
-        weight = student.get_submodule(path).weight
-        weight.copy_(value_of(layer.levels, layer.scales))
-        found(path, layer)
 
 
 def output_gram(model: Any, windows: Tensor) -> Tensor:
@@ -81,11 +82,19 @@ def solve_rows(weight: Tensor, gram: Tensor, grid: Grid, settings: Calibration) 
     offset = None if offsets[0] is None else torch.cat([part for part in offsets if part is not None])
     # scales that are rounded with those of other rows (double quantization) are settled together at last
     scales = grid.settle(torch.cat([piece.scales.scale for piece in pieces]), offset)
-    levels, goal = (torch.cat([getattr(piece, part) for piece in pieces]) for part in ("levels", "goal"))
+    levels = torch.cat([piece.levels for piece in pieces])
+    goal = torch.cat([piece.goal for piece in pieces])
+    size, error, error_rtn = 0.0, 0.0, 0.0
     plain = grid.start(weight.float())
-    size = energy(weight.float(), gram).clamp_min(1e-30)
-    errors = [
-        float(energy(value_of(at, on) - weight.float(), gram) / size)
-        for at, on in ((levels, scales), (level_of(weight, plain, grid), plain))
-    ]
-    return Solved(levels, scales, goal, *errors)
+    for first in range(0, len(weight), rows):
+        part = slice(first, first + rows)
+        w, own, theirs = weight[part].float(), rows_of(scales, part), rows_of(plain, part)
+        size += float(energy(w, gram))
+        error += float(energy(value_of(levels[part], own) - w, gram))
+        error_rtn += float(energy(value_of(level_of(w, theirs, grid), theirs) - w, gram))
+    return Solved(levels, scales, goal, error / max(size, 1e-30), error_rtn / max(size, 1e-30))
+
+
+def rows_of(scales: Scales, part: slice) -> Scales:
+    """Scales of some rows, to compute with."""
+    return Scales(scales.scale[part], None if scales.offset is None else scales.offset[part])

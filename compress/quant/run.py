@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +70,10 @@ class Start:
     input_ranges: dict[str, float] = field(default_factory=dict)
     """Largest magnitude of each layer's inputs, where one is set for all tokens."""
 
-    def encoded(self) -> dict[str, Encoded]:
-        """The codes as they are stored."""
-        packed = {p: self.grids[p].pack(self.levels[p], self.scales[p], torch.float32) for p in self.levels}
+    def encoded(self, paths: Iterable[str] | None = None) -> dict[str, Encoded]:
+        """The codes as they are stored, of all or of those at `paths`."""
+        wanted = self.levels if paths is None else [path for path in paths if path in self.levels]
+        packed = {p: self.grids[p].pack(self.levels[p], self.scales[p], torch.float32) for p in wanted}
         return {p: with_range(encoded, self.input_ranges.get(p)) for p, encoded in packed.items()}
 
 

@@ -72,9 +72,10 @@ def test_a_tied_matrix_is_solved_once_and_a_head_of_its_own_too(family: str, tmp
     windows = torch.randint(0, model.config.vocab_size, (3, 32), generator=torch.Generator().manual_seed(0))
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    before = {name: p.clone() for name, p in model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     modules = adapter_for(model.config).modules
     paths = [modules.embedding] if model.config.tie_word_embeddings else [modules.embedding, modules.head]
+    gram = output_gram(model, windows)
     found: dict[str, Solved] = {}
     grid = grid_named("q4_0")
     asked = Calibration(algorithm=Algorithm.gptq)
@@ -82,5 +83,12 @@ def test_a_tied_matrix_is_solved_once_and_a_head_of_its_own_too(family: str, tmp
     assert list(found) == paths
     for path, weight in zip(paths, (embedding, head), strict=False):
         assert torch.equal(weight, value_of(found[path].levels, found[path].scales))
+    head = modules.embedding if model.config.tie_word_embeddings else modules.head
+    dense = before[f"{head}.weight"]
+    scales = search(dense, grid)
+    rounded = value_of(level_of(dense, scales, grid), scales)
+    feedback = value_of(found[head].levels, found[head].scales)
+    # the output on what the head reads is what is kept
+    assert energy(feedback - dense, gram) < 0.9 * energy(rounded - dense, gram)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {f"{path}.weight" for path in paths}

@@ -48,7 +48,7 @@ def point(kind: str, keep: float, given: argparse.Namespace) -> list[dict[str, A
             f"output={given.work / f'{kind}_{keep}'}",
         ]
     )
-    base = report["baseline"]["metrics"]
+    base = report["baseline"]
     rows = []
     for stage in report["stages"]:
         found = stage["metrics"]

@@ -33,7 +33,6 @@ class Fit:
 
     ridge: float = 0.3
     absorb: float = 0.5
-    first_token: float = 1.0
 
 
 @torch.no_grad()
@@ -78,7 +77,7 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
             with suppress(EnoughSeen):
                 s.run(index, x)
     drift = x_t.float() - x_s.float()
-    weights = token_weights(x_t.float() + o_t.float(), fit.first_token)
+    weights = token_weights(x_t.float() + o_t.float())
     _solve(heads, attended, o_t.float() + fit.absorb * drift, weights, fit.ridge, conv1d)
 
     with watching(heads) as read, watching(neurons) as seen:
@@ -89,7 +88,7 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
     drift = (x_t.float() + o_t.float()) - (x_s.float() + o_s.float())
     goal = next_t.float() - (1 - fit.absorb) * drift
     activations = [a for a, _ in seen]
-    _solve(neurons, activations, goal - rest, token_weights(next_t, fit.first_token), fit.ridge, conv1d)
+    _solve(neurons, activations, goal - rest, token_weights(next_t), fit.ridge, conv1d)
     return (rest + torch.cat([neurons(a) for a in activations]).float()).to(x_s.dtype)
 
 

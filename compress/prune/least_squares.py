@@ -50,13 +50,7 @@ class NormalEquations:
         return solution if bool(solution.isfinite().all()) else start
 
 
-def token_weights(stream: Tensor, first: float) -> Tensor:
-    """1 / mean square of each token's residual stream [batch, length, width], flattened [batch * length].
-
-    Args:
-        stream: what the tokens carry after the layer.
-        first: extra weight of the first position, whose massive activation the attention of all others rests on.
-    """
+def token_weights(stream: Tensor) -> Tensor:
+    """1 / mean square of each token's residual stream [batch, length, width], flattened [batch * length]."""
     weights = 1 / stream.float().square().mean(-1).clamp_min(1e-12)
-    weights[:, 0] *= first
     return weights.flatten() / weights.numel()

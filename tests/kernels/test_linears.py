@@ -7,23 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from compress_kernels import cpu, cpu_linear, reference
-from compress_kernels.levels import LEVELS, force_level
 from compress_kernels.linear4bit import INTEGER_TABLE
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # rows, in, out: one number, an odd width, less than a vector, ragged ends, more rows than one C call takes
 SHAPES = ((1, 1, 1), (3, 31, 7), (1, 576, 33), (5, 70, 9), (8, 200, 13), (9, 64, 40))
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest):
-    try:
-        force_level(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    force_level(None)
 
 
 def int8_case(rows: int, width: int, outs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

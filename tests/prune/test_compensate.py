@@ -60,7 +60,7 @@ def test_what_cannot_be_solved_keeps_the_start() -> None:
 def test_massive_tokens_do_not_rule() -> None:
     stream = torch.ones(1, 5, 8)
     stream[0, 2] *= 1000
-    weights = token_weights(stream, first=1.0)
+    weights = token_weights(stream)
     assert weights[2] * 1000**2 == pytest.approx(float(weights[1]))
 
 

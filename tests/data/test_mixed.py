@@ -1,10 +1,10 @@
-"""Windows of two texts: the share is kept, nothing is joined, nothing leaks."""
+"""Windows of two texts: the share is kept, and a window is filled as far as it goes."""
 
 from __future__ import annotations
 
 import torch
 
-from compress.data.windows import Windows, cut_to, mixed
+from compress.data.windows import Windows, cut_to, fitted, mixed
 
 
 def text(n: int, length: int) -> Windows:
@@ -15,6 +15,17 @@ def test_cut_to() -> None:
     windows = torch.arange(20).view(2, 10)
     assert cut_to(windows, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [10, 11, 12, 13], [14, 15, 16, 17]]
     assert torch.equal(cut_to(windows, 10), windows) and torch.equal(cut_to(windows, 64), windows)
+
+
+def test_short_pieces_are_joined_to_fill_longer_windows() -> None:
+    windows = torch.arange(15).view(5, 3)
+    assert fitted(windows, 7).tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert torch.equal(fitted(windows, 5), windows) and fitted(windows, 100).shape == (1, 15)
+    assert torch.equal(fitted(windows, 2), cut_to(windows, 2))
+    found = mixed(text(4, 7), windows + 100, 0.5, seed=0)
+    rows = found.ids[:, 0] != 7
+    assert sorted(found.ids[rows][:, :6].flatten().tolist()) == list(range(100, 112))
+    assert found.lengths[rows].tolist() == [6, 6]
 
 
 def test_share_and_order() -> None:

@@ -20,9 +20,9 @@ Type one of these:
 {pipelines}
 
 Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FILE, budget=smoke|quick|standard|full,
-stages.prune.keep=0.8, and so on. 'python -m compress --help' shows every setting."""
+stages.prune.keep=0.8, and so on. The same command with --help shows every setting of it."""
 
-LEAVES_NOTHING = ("mode=estimate", "mode=preflight", "mode=verify")
+LEAVES_NOTHING = ("mode=list", "mode=estimate", "mode=preflight", "mode=verify", "mode=sweep_report")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compress.data.windows import cut_to, joined_windows, spread_windows
+from compress.data.windows import CALIBRATION_WINDOW, cut_to, joined_windows, readable, spread_windows
 from compress.runtime.loading import load_model
 from compress.train.module import last_hidden
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
     from compress.stage import Advance, Context
 
-WINDOW = 256
+SETTING = "the calibration window"
 SINK_TOKENS = 4
 """Positions at the start of each window that no statistic counts."""
 
@@ -33,21 +33,20 @@ Observer = Callable[[Tensor, Tensor], None]
 """Gets a module's input and output [batch, sequence, features], sinks left out."""
 
 
-def calibration_windows(context: Context, tokens: int, length: int = WINDOW) -> Tensor:
+def calibration_windows(context: Context, tokens: int, length: int = CALIBRATION_WINDOW) -> Tensor:
     """Windows [n, length]: calibration text from many places, and for up to half of them the original's own.
 
     Documents too short to give a window each are joined. Own text shorter than `length` is left out; the model's
     positions limit the length.
     """
-    limit = getattr(context.original.config, "max_position_embeddings", None) or length
-    length = min(length, limit)
+    length = readable(length, context.original.config)
     own = cut_to(context.own_text(), length)[: tokens // (2 * length)]
     own = own if own.shape[1] == length else own[:0].reshape(0, length)
     documents, tokenizer = context.corpus.calibration, context.original.tokenizer()
     wanted = max(tokens - own.numel(), length)
     text = spread_windows(documents, tokenizer, length=length, tokens=wanted, seed=context.seed)
     if len(text) < wanted // length:  # documents of a few words each
-        text = joined_windows(documents, tokenizer, length=length, tokens=wanted, setting="the calibration window")
+        text = joined_windows(documents, tokenizer, length=length, tokens=wanted, setting=SETTING, text="calibration")
     return torch.cat([text, own])
 
 

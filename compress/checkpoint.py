@@ -48,6 +48,12 @@ class Checkpoint:
         loaded: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
         return loaded
 
+    @property
+    def dtype_name(self) -> str:
+        """Type of the weights as config.json states it, under its new name or its old one; float32 if it does not."""
+        stated = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype") or "float32"
+        return str(stated).removeprefix("torch.")
+
     @cached_property
     def config(self) -> Any:
         """The transformers config object."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from compress.config import CONF, Config, Mode, build, listing, pipelines, register
-from compress.errors import UserError
+from compress.errors import UserError, disk_is_full
 from compress.paths import cache_folder
 
 log = logging.getLogger("compress")
 
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 UNWRITABLE = {
     errno.ENOENT,
     errno.EACCES,
@@ -30,6 +29,8 @@ UNWRITABLE = {
     errno.ENAMETOOLONG,
 }
 
+UNFINISHED = {"config.yaml", "run.log", "run.json", "logs", ".hydra", "compress.log"}
+"""What a run that did not come to its end leaves in its folder."""
 GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", "prune", "distill", "quant", "recover", "export")
 ADDED = ("pipeline", "sweep", "launch", "prune", "distill", "quant", "recover")
 """Groups that no default names: they take a + in front."""
@@ -68,12 +69,21 @@ def run_overrides(overrides: list[str]) -> dict[str, Any]:
 
 
 def fresh_folder(folder: Path) -> Path:
-    """`folder`, or the same with a number behind it if a run has already written there."""
+    """`folder`, or the same with a number behind it if something lies there that no unfinished run has left."""
     candidate, number = folder, 1
-    while (candidate / "report.json").exists() or (candidate / "artifacts").exists():
+    while taken(candidate):
         number += 1
         candidate = folder.with_name(f"{folder.name}_{number}")
     return candidate
+
+
+def taken(folder: Path) -> bool:
+    """Whether something in `folder` is a result, or somebody else's."""
+    if not folder.is_dir():
+        return folder.exists()
+    names = {file.name for file in folder.iterdir()}
+    # a run of ours writes its log beside its config
+    return bool(names - UNFINISHED) or ("config.yaml" in names and "run.log" not in names)
 
 
 def execute(composed: Any, output: Path, overrides: list[str], progress: Any = None) -> dict[str, Any]:
@@ -81,6 +91,8 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
     from omegaconf import OmegaConf
 
     config = build(composed)
+    if config.mode is Mode.list:
+        return {"message": listing(), "status": 0}
     if config.mode is Mode.verify:
         from compress.export.check import check_artifact
 
@@ -132,9 +144,9 @@ def as_user_error(error: BaseException) -> UserError | None:
         if isinstance(cause, UserError):
             return cause
     for cause in chain:
-        if isinstance(cause, OSError) and cause.errno in FULL_DISK:
+        if disk_is_full(cause):
             return UserError(
-                f"the disk is full: {cause.filename or cause}.",
+                f"the disk is full: {getattr(cause, 'filename', None) or _first_line(str(cause))}.",
                 "Make room; what was finished is kept, and the same command goes on.",
             )
         # only while a folder was being made: anywhere else a missing file is a fault of ours

@@ -137,6 +137,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads={self.threads} must be at least 1.")
+        if not 0 <= self.seed < 1 << 32:
+            raise UserError(f"seed={self.seed} must be from 0 to {(1 << 32) - 1}.")
 
 
 def register() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+
 
 class UserError(Exception):
     """Something the user can mend.
@@ -15,3 +18,10 @@ class UserError(Exception):
         super().__init__(f"{problem}\n{hint}" if hint else problem)
         self.problem = problem
         self.hint = hint
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether writing failed for want of room; torch and safetensors say so in words of their own."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return bool(re.search(r"No space left on device|Disk quota exceeded|inline_container\.cc.*write", str(error), re.S))

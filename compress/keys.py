@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from compress.checkpoint import Checkpoint, sidecars, tensor_digests, weight_fil
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
-LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "lightning", "safetensors")
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft", "lightning", "safetensors", "scipy")
 WITHOUT_EFFECT = frozenset({"checkpoint_seconds", "loggers"})
 """Fields that change how a result is made, but not the result."""
 
@@ -41,6 +42,14 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "missing"
     return found
+
+
+def module_version(name: str) -> str:
+    """Version of an installed package by its module's name."""
+    for package in packages_distributions().get(name, [name]):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "missing"
 
 
 def stage_fields(stage: Any) -> Any:

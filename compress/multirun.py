@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 
 from compress.command import as_user_error, execute, fresh_folder, tell
+from compress.errors import UserError
 from compress.store import write_atomically
 from compress.sweep.points import RECORD
 
@@ -48,6 +49,12 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
         problem = known.problem if known else f"{type(error).__name__}: {error}"
         _keep(folder, record | {"state": "failed", "status": status, "problem": problem})
         return None
+    if report.get("mode") == "estimate":
+        from compress.estimate.show import show_estimate
+
+        show_estimate(report)
+        _keep(folder, record | {"state": "done", "status": 0})
+        return None
     if "stages" not in report:
         print(report["message"])
         _keep(folder, record | {"state": "done", "status": report["status"]})
@@ -57,7 +64,8 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     _keep(folder, record | {"state": "done", "status": 1 if refused else 0, "problem": problem})
     final = report["final"]
     progress.say(f"done: KL {final['kl_to_teacher']:.3f}, {form.size(final['bytes'])}" + f", {problem}" * bool(problem))
-    return returned(report, list(composed.sweep.objectives))
+    # a search must not go after figures of an artifact that its runtime contradicts
+    return None if refused else returned(report, list(composed.sweep.objectives))
 
 
 def _keep(folder: Path, record: dict[str, Any]) -> None:
@@ -93,6 +101,10 @@ class Watch(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Note the folder, and say how the machine is shared."""
         folder = Path(config.hydra.sweep.dir)
+        if any(override.startswith("output=") for override in config.hydra.overrides.task):
+            raise UserError(
+                "output=DIR is the folder of one run, and this is a sweep.", "Give its folder: hydra.sweep.dir=DIR."
+            )
         # Optuna's study lies in it, and is opened before the first run
         folder.mkdir(parents=True, exist_ok=True)
         searches = "storage" in config.hydra.sweeper and config.hydra.sweeper.storage is not None

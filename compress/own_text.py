@@ -17,8 +17,9 @@ def own_text(store: Store, key: str, settings: Any, original: Checkpoint, fabric
     """Windows [n, length], int64, of about `settings.tokens` tokens."""
     import torch
 
-    limit = getattr(original.config, "max_position_embeddings", None) or settings.length
-    length = min(settings.length, limit)
+    from compress.data.windows import readable
+
+    length = readable(settings.length, original.config)
     count = settings.tokens // length
     if not count:
         return torch.zeros(0, length, dtype=torch.int64)

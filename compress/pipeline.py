@@ -17,12 +17,13 @@ from compress.config import Config
 from compress.errors import UserError
 from compress.estimate.run import predicted_rows
 from compress.evaluate.evaluator import SECOND, Evaluator
+from compress.evaluate.tasks import check_tasks
 from compress.export.artifacts import Artifacts
 from compress.keys import Known, known_source, library_versions, sidecars_key, stage_fields, stage_inputs
 from compress.memory import PeakMemory
 from compress.own_text import own_text
 from compress.paths import cache_folder
-from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage
+from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage, last_grid
 from compress.store import Store, content_key
 from compress.train.strategy import check_trainings
 
@@ -58,6 +59,7 @@ class Run:
         preparation.check_writable(self.cache, "COMPRESS_CACHE=DIR in front of the command")
         self._start()
         self.baseline = self.evaluator.quality(self.original.checkpoint, self.original.weights)
+        preparation.check_finite(self.baseline["ppl"], self.original.checkpoint)
         self.baseline |= self.evaluator.behaviour(self.original.checkpoint, self.original.weights)
         current, dense = self.first, self.first
         for name, stage in self.config.stages.items():
@@ -79,6 +81,8 @@ class Run:
 
         for artifact in report["artifacts"]:
             folder = Path(artifact["path"])
+            if not folder.is_dir():
+                continue
             if artifact["metrics"]:
                 (folder / "README.md").write_text(render(report, artifact))
             write_manifest(folder)
@@ -86,6 +90,14 @@ class Run:
     def _start(self) -> None:
         """Load what is asked for, and refuse what cannot work, before anything is computed."""
         config = self.config
+        self.device = preparation.check_device(config.device.value)
+        check_trainings(config.stages, self.device)
+        self.exports = Artifacts(config.export, self.progress)
+        self.exports.check_packages()
+        for text in (config.data, config.second):
+            if hasattr(text, "check"):
+                text.check()
+        check_tasks(config.evaluate.tasks, config.evaluate.tasks_path)
         with self.progress.bar("reading the model (fetched once, then from the cache)", 1) as advance:
             self.source = config.model.resolve()
             teacher = config.teacher.resolve() if config.teacher is not None else self.source
@@ -95,35 +107,32 @@ class Run:
         if config.teacher is not None:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
-        self.exports = Artifacts(config.export, self.progress)
-        self.exports.check(self.first.checkpoint)
+        self.exports.check(self.first.checkpoint, last_grid(config.stages))
         parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_memory(config.stages, parameters)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
         with self.progress.bar("reading the text (fetched once, then from the cache)", 1) as advance:
             self.corpus: Corpus = config.data.load()
-            second: Corpus = config.second.load()
+            self.second: Corpus = config.second.load()
             advance(1)
-        self.device = preparation.check_device(config.device.value)
-        check_trainings(config.stages, self.device)
         self.fabric = self._fabric()
         self.run_key = self._run_key()
         self.evaluator = Evaluator(
             settings=config.evaluate,
             original=self.original.checkpoint,
-            texts={"": self.corpus, SECOND: second},
+            texts={"": self.corpus, SECOND: self.second},
             inputs={
                 **self.run_key,
                 "original": self.original.key,
-                "texts": [self.corpus.fingerprint, second.fingerprint],
+                "texts": [self.corpus.fingerprint, self.second.fingerprint],
             },
             store=self.store,
             progress=self.progress,
             device=self.fabric.device,
         )
         self.evaluator.check_texts()
-        preparation.check_text(config.stages, self.corpus.train, self.original.checkpoint)
+        preparation.check_text(config.stages, self.corpus, self.original.checkpoint)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         own_written = self.store.recall("own_text", self._own_key()) is not None
         self.predicted = predicted_rows(config, folders, self.store, own_written)
@@ -239,11 +248,17 @@ class Run:
         final = measured[0] if measured else self.rows[-1]["metrics"]
         weights = current.weights + current.sidecars
         behaviour = self.evaluator.behaviour(current.checkpoint, weights)
+        # what ships is as fast as its runtime makes it
+        first = next((artifact for artifact in artifacts if artifact["metrics"]), None)
+        if first is not None and first["speed"]:
+            behaviour |= {"speed": first["speed"]}
         facts = Facts(
             overrides=self.overrides,
             config=self.config,
             source=self.source,
+            weights=self.first.weights,
             corpus=self.corpus,
+            second=self.second,
             run=self.run_key,
             baseline=self.baseline,
             stages=self.rows,

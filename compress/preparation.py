@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.errors import UserError
-from compress.stage import TEACHER, Stage
+from compress.stage import TEXT, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from compress.checkpoint import Checkpoint
+    from compress.data import Corpus
 
 GIB = 1 << 30
 TRAINING_BYTES = 16
@@ -61,11 +63,16 @@ def check_disk(folder: Path, needed: int, setting: str) -> None:
         )
 
 
+def trainings(stages: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What trains, by the name of its stage: a stage with settings `train`, or the healing inside one."""
+    parts = [(name, part) for name, stage in stages.items() for part in (stage, getattr(stage, "heal", None))]
+    return [(name, part) for name, part in parts if getattr(part, "train", None) is not None]
+
+
 def disk_needed(stages: Mapping[str, Stage], parameters: int) -> int:
     """Bytes for stage results, and for the progress of the largest training twice (old and new)."""
     results = 2 * parameters * (len(stages) + 1)
-    trains = any(TEACHER in stage.reads for stage in stages.values())
-    return results + (2 * 12 * parameters if trains else 0) + GIB // 4
+    return results + (2 * 12 * parameters if trainings(stages) else 0) + GIB // 4
 
 
 def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
@@ -77,9 +84,7 @@ def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
     import psutil
 
     total = psutil.virtual_memory().total
-    for name, stage in stages.items():
-        if TEACHER not in stage.reads:
-            continue
+    for name, stage in trainings(stages):
         per_parameter = 2 + (2 if stage.kind == "qlora" else TRAINING_BYTES)
         needed = parameters * per_parameter + ALLOWANCE
         if needed > total:
@@ -103,23 +108,52 @@ def check_shapes(stages: Mapping[str, Any], config: Any, teacher: Any = None) ->
     """
     first = config
     for stage in stages.values():
-        if hasattr(stage, "check"):
-            stage.check(config)
+        parts: list[Any] = [stage, getattr(stage, "heal", None)]
+        for part in parts:
+            if hasattr(part, "check"):
+                part.check(config)
         if hasattr(stage, "check_teacher"):
             stage.check_teacher(first, teacher or first)
         if hasattr(stage, "widths"):
             config = adapter_for(config).narrowed(config, stage.widths(config))
 
 
-def check_text(stages: Mapping[str, Any], documents: Sequence[str], teacher: Checkpoint) -> None:
-    """Refuse a text that a training cannot take a single window from."""
-    from compress.data.windows import training_windows
+def check_text(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpoint) -> None:
+    """Refuse a text that a training, or a calibration, cannot take a single window from.
 
-    for stage in stages.values():
-        for part in (stage, getattr(stage, "heal", None)):
-            if (settings := getattr(part, "train", None)) is not None:
-                tokenizer = teacher.tokenizer()
-                training_windows(documents, tokenizer, length=settings.length, tokens=1, seed=0, setting="train.length")
+    Args:
+        stages: in order.
+        corpus: the text.
+        teacher: whose tokens and positions count.
+
+    Raises:
+        UserError: it is too short.
+    """
+    from compress.data.windows import CALIBRATION_WINDOW, joined_windows, readable, training_windows
+
+    tokenizer = teacher.tokenizer()
+    for _, part in trainings(stages):
+        length = readable(part.train.length, teacher.config)
+        training_windows(corpus.train, tokenizer, length=length, tokens=1, seed=0, setting="train.length")
+    for name, stage in stages.items():
+        if TEXT not in stage.reads or not (hasattr(stage, "calibration") or hasattr(stage, "calibration_tokens")):
+            continue
+        length = readable(getattr(getattr(stage, "calibration", None), "length", CALIBRATION_WINDOW), teacher.config)
+        setting = f"the calibration window of stage {name!r}"
+        joined_windows(corpus.calibration, tokenizer, length=length, tokens=1, setting=setting, text="calibration")
+
+
+def check_finite(ppl: float, original: Checkpoint) -> None:
+    """Refuse a model that overflows by itself: nothing can be measured on it, let alone fitted.
+
+    Raises:
+        UserError: its perplexity is not a number.
+    """
+    if not math.isfinite(ppl):
+        raise UserError(
+            f"the model in {original.folder} gives no finite perplexity ({ppl}) when it runs in {original.dtype_name}.",
+            "Store it in bfloat16 or float32, and look for weights that are not finite.",
+        )
 
 
 def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:

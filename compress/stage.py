@@ -131,6 +131,12 @@ def check_chain(stages: Mapping[str, Stage]) -> None:
         traits = (traits - stage.takes) | stage.gives
 
 
+def last_grid(stages: Mapping[str, Any]) -> str | None:
+    """Grid of the linear layers at the end of a chain, by name; DENSE without one, None if they lie on several."""
+    names = [getattr(stage, "grid_name", None) for stage in stages.values() if QUANTIZED in stage.gives]
+    return names[-1] if names else DENSE
+
+
 def hint_for(name: str, trait: str) -> str:
     """What to type when stage `name` lacks `trait`."""
     if trait == PRUNED:

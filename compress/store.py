@@ -66,7 +66,7 @@ class Store:
         folder = self.folder(key)
         try:
             record: dict[str, Any] = json.loads((folder / RECORD).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             return None
         for name, digest in record["files"].items():
             file = folder / name

@@ -30,6 +30,14 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """The same content under a second name; on a file system without links a copy."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
 class TensorWriter:
     """Writes the safetensors files of a folder, with an index if there are several.
 
@@ -162,10 +170,7 @@ class TensorWriter:
         if self._journal is None:
             file.rename(final)
             return
-        try:
-            os.link(file, final)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(file, final)
+        link_or_copy(file, final)
 
     def _save(self, line: Mapping[str, Any]) -> None:
         assert self._journal is not None

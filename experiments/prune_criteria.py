@@ -17,9 +17,8 @@ import torch
 from tables import append_row, versions
 
 from compress.arch import adapter_for
-from compress.calibrate import WINDOW
 from compress.data import TextFiles
-from compress.data.windows import joined_windows
+from compress.data.windows import CALIBRATION_WINDOW, joined_windows
 from compress.evaluate.quality import Reference, measure, reference
 from compress.progress import Terminal
 from compress.prune.compensate import Fit, compensate
@@ -73,7 +72,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = load_model(folder)
     calibration = TextFiles(str(options.calibration)).load().calibration
-    windows = joined_windows(calibration, tokenizer, length=WINDOW, tokens=options.tokens)
+    windows = joined_windows(calibration, tokenizer, length=CALIBRATION_WINDOW, tokens=options.tokens)
     measured = joined_windows([options.measured.read_text()], tokenizer, length=1024, tokens=1024 * options.windows)
     original = reference(model, measured, lambda _: None)
     ppl = measure(model, original, lambda _: None).ppl

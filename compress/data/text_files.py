@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.data.corpus import Corpus
-from compress.data.readers import read_documents
+from compress.data.readers import data_files, read_documents
 from compress.data.split import Splitting
 from compress.errors import UserError
 
@@ -25,14 +25,25 @@ class TextFiles(Splitting):
     field: str = "text"  # name of the field or column that holds the text
     heldout_path: str | None = None  # file or folder to measure on; without it a part of `path` is held out
 
+    def check(self) -> None:
+        """Refuse paths that lead nowhere, without reading.
+
+        Raises:
+            UserError: no path, or no file of a kind that is read.
+        """
+        if not self.path:
+            raise UserError("data=text needs a file or folder.", "Add data.path=FILE_OR_FOLDER.")
+        for path in (self.path, self.heldout_path):
+            if path is not None:
+                data_files(Path(path).expanduser())
+
     def load(self) -> Corpus:
         """Read and split the files.
 
         Raises:
             UserError: no path, or something in the files that is not text (see `compress.data.readers`).
         """
-        if not self.path:
-            raise UserError("data=text needs a file or folder.", "Add data.path=FILE_OR_FOLDER.")
+        self.check()
         path = Path(self.path).expanduser()
         logger.info("Reading %s", path)
         documents = read_documents(path, self.field)

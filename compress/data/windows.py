@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("compress")
 
+CALIBRATION_WINDOW = 256
+"""Tokens per window that models are calibrated on, where nothing else is said."""
+
 CHARS_PER_TOKEN = 4
 """Roughly, for sizing what is tokenised at once; nothing exact hangs on it."""
 
@@ -50,6 +53,11 @@ class Windows:
     def tokens(self) -> int:
         """Real tokens of all windows."""
         return int(self.lengths.sum())
+
+
+def readable(length: int, config: Any) -> int:
+    """`length`, or the model's positions if these are fewer."""
+    return min(length, getattr(config, "max_position_embeddings", None) or length)
 
 
 def training_windows(
@@ -107,7 +115,13 @@ def training_windows(
 
 
 def joined_windows(
-    documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, setting: str = "length"
+    documents: Sequence[str],
+    tokenizer: Any,
+    *,
+    length: int,
+    tokens: int,
+    setting: str = "length",
+    text: str = "held-out",
 ) -> torch.Tensor:
     """Windows to measure perplexity on: the documents joined by blank lines, cut without overlap, the rest dropped.
 
@@ -117,6 +131,7 @@ def joined_windows(
         length: tokens of a window.
         tokens: at most this many, rounded down to whole windows, one window at least.
         setting: name of the setting behind `length`, for the message.
+        text: which text it is, for the message.
 
     Returns:
         int64 [n, length].
@@ -126,16 +141,32 @@ def joined_windows(
     """
     import torch
 
-    logger.info("Tokenizing held-out text, at most %d tokens", tokens)
+    logger.info("Tokenizing %s text, at most %d tokens", text, tokens)
     wanted = max(1, tokens // length)
     ids = _first_tokens("\n\n".join(documents), tokenizer, wanted * length)
     whole = len(ids) // length
     if not whole:
         raise UserError(
-            f"The held-out text is too short: it has {len(ids)} tokens, and one window needs {length}.",
+            f"The {text} text is too short: it has {len(ids)} tokens, and one window needs {length}.",
             f"Give more text or lower {setting} (now {length}).",
         )
     return torch.tensor(ids[: whole * length], dtype=torch.int64).view(whole, length)
+
+
+def last_windows(
+    documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, setting: str = "length"
+) -> torch.Tensor:
+    """`joined_windows`, but from the end of the joined documents: what is measured on their beginning is not in them,
+    as long as there is text for both."""
+    text = "\n\n".join(documents)
+    wanted = max(1, tokens // length)
+    size = (wanted * length + MARGIN_TOKENS) * (CHARS_PER_TOKEN + 1)
+    while True:
+        begin = max(0, len(text) - size)
+        found = joined_windows([text[_word(text, begin) :]], tokenizer, length=length, tokens=size, setting=setting)
+        if len(found) >= wanted or not begin:
+            return found[-wanted:]
+        size *= 2
 
 
 def spread_windows(documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, seed: int) -> torch.Tensor:
@@ -261,7 +292,7 @@ def cut_to(windows: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def fitted(windows: torch.Tensor, length: int) -> torch.Tensor:
-    """Full windows [n, width] as windows [m, at most length]: cut, or as many as go whole into one joined end to end."""
+    """Full windows [n, width] as windows [m, at most length]: cut, or several whole ones joined end to end."""
     together = min(length // windows.shape[1], len(windows))
     if together < 2:
         return cut_to(windows, length)

@@ -36,7 +36,8 @@ def corrected_teacher(settings: Training, context: Context) -> Checkpoint:
         if store.find(key) is None:
             context.progress.say(f"correcting the teacher on {settings.tokens:,} tokens of the text")
             with store.writing(key) as folder:
-                own = replace(context, folder=folder, scratch=store.scratch(key))
+                logs = None if context.logs is None else context.logs / "teacher"
+                own = replace(context, folder=folder, scratch=store.scratch(key), logs=logs)
                 windows = windows_for(settings, own)
                 model = load_student(original, own)
                 fitted = fit(model, NoTeacher(), Logits(kl=0.0, ce=1.0), windows, settings, own)

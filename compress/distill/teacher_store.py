@@ -28,6 +28,7 @@ from compress.losses.stored import StoredTeacher
 from compress.preparation import check_disk
 from compress.runtime.loading import load_model
 from compress.store import content_key, sync_folder
+from compress.writer import link_or_copy
 
 if TYPE_CHECKING:
     from compress_kernels import SparseTargets
@@ -121,7 +122,7 @@ def _write(store: Store, key: str, teacher: Checkpoint, windows: Windows, kept: 
         write_parts(scratch, teacher, windows, kept, context.fabric.device, advance)
     with store.writing(key) as folder:
         for file in sorted(scratch.glob("part-*.safetensors")):
-            os.link(file, folder / file.name)
+            link_or_copy(file, folder / file.name)
         store.commit(key, folder, {"kind": "teacher logits", "bytes": size, "windows": count})
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
+from compress.data.windows import readable
 from compress.estimate.fits import USABLE, ways
 from compress.estimate.form import Form
 from compress.estimate.formats import bytes_per_format, rule_of_thumb
@@ -75,7 +76,7 @@ def plan_of(config: Config, subject: Subject, teacher: Subject, own_written: boo
         first=subject.form,
         evaluated_tokens=config.evaluate.tokens,
         own_tokens=config.own_text.tokens,
-        own_length=min(config.own_text.length, getattr(subject.config, "max_position_embeddings", None) or 1 << 30),
+        own_length=readable(config.own_text.length, subject.config),
         own_written=own_written,
     )
 

@@ -57,10 +57,9 @@ class Evaluator:
     @cached_property
     def windows(self) -> dict[str, torch.Tensor]:
         """Prefix -> tokens [n, window]."""
-        from compress.data.windows import joined_windows
+        from compress.data.windows import joined_windows, readable
 
-        limit = getattr(self.original.config, "max_position_embeddings", None) or self.settings.window
-        window = min(self.settings.window, limit)
+        window = readable(self.settings.window, self.original.config)
         windows = {}
         for prefix, corpus in self.texts.items():
             documents = corpus.heldout

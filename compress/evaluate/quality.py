@@ -119,7 +119,7 @@ class Tally:
         spread = sum((kl - mean) ** 2 for kl in self.kl_means) / max(1, len(self.kl_means) - 1)
         return Quality(
             ppl=math.exp(min(self.nll / self.scored, 700.0)),
-            kl_to_teacher=max(0.0, mean),
+            kl_to_teacher=mean if math.isnan(mean) else max(0.0, mean),
             top1_agreement=self.agree / self.scored,
             kl_stderr=math.sqrt(spread / len(self.kl_means)),
             scored_tokens=self.scored,

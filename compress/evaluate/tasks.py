@@ -68,13 +68,7 @@ def run_tasks(
     Raises:
         UserError: lm-eval is not installed, `include_path` is no folder, a task is unknown or its data cannot be had.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("evaluate.tasks needs lm-eval, which is not installed.", "Type: pip install -e '.[tasks]'.")
-    if include_path is not None and not Path(include_path).expanduser().is_dir():
-        raise UserError(
-            f"There is no folder {include_path} with task YAML files.",
-            "Give one that exists: evaluate.tasks_path=DIR.",
-        )
+    _check_installed(include_path)
     was_training = bool(model.training)
     with _quiet(), _random_state_kept(seed):
         manager, all_local = _manager(tasks, include_path)
@@ -85,6 +79,28 @@ def run_tasks(
         finally:
             model.train(was_training)
     return {name: _plain(scores) for name, scores in results.items()}
+
+
+def check_tasks(tasks: list[str], include_path: str | None) -> None:
+    """Before any work, what `run_tasks` would find out after it; nothing without tasks.
+
+    Raises:
+        UserError: lm-eval is not installed, `include_path` is no folder, or a task is unknown.
+    """
+    if tasks:
+        _check_installed(include_path)
+        with _quiet():
+            _manager(tasks, include_path)
+
+
+def _check_installed(include_path: str | None) -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("evaluate.tasks needs lm-eval, which is not installed.", "Type: pip install -e '.[tasks]'.")
+    if include_path is not None and not Path(include_path).expanduser().is_dir():
+        raise UserError(
+            f"There is no folder {include_path} with task YAML files.",
+            "Give one that exists: evaluate.tasks_path=DIR.",
+        )
 
 
 def _manager(tasks: list[str], include_path: str | None) -> tuple[Any, bool]:

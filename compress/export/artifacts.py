@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import UserError
+from compress.errors import UserError, disk_is_full
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
     from compress.evaluate.evaluator import Evaluator
     from compress.export.base import Export
     from compress.stage import Progress
+
+
+logger = logging.getLogger("compress")
 
 
 class Artifacts:
@@ -31,36 +35,55 @@ class Artifacts:
         self.left_out: dict[str, str] = {}
         """Optional ones that cannot be written, and why."""
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check_packages(self) -> None:
+        """Before anything is read.
+
+        Raises:
+            UserError: a package of one that is not optional is missing.
+        """
+        for name, export in self.exports.items():
+            with self._optional(name, export):
+                export.check_packages()
+
+    def check(self, checkpoint: Checkpoint, grid: str | None) -> None:
         """Before any work.
 
         Args:
             checkpoint: the model the run starts from.
+            grid: of its linear layers when it ends, by name ("dense" too); None for several.
 
         Raises:
             UserError: one that is not optional cannot be written.
         """
         for name, export in self.exports.items():
+            if name in self.left_out:
+                continue
             with self._optional(name, export):
                 export.check(checkpoint)
+                if grid is not None:
+                    export.check_grid(grid)
 
     def deliver(self, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, threads: int) -> list[dict[str, Any]]:
         """Write, reload and measure them, each in `folder/NAME`.
 
         Returns:
-            Their entries in the report.
-
-        Raises:
-            UserError: one that is not optional cannot say what the model has become.
+            Their entries in the report. One that could not be written after all is there too, as failed: the stages
+            before it were the work.
         """
-        from compress.export.deliver import PART, deliver
+        from compress.export.deliver import PART, deliver, failed
 
         artifacts: list[dict[str, Any]] = []
         for name, export in self.exports.items():
             if name in self.left_out:
                 continue
-            with self._optional(name, export):
-                artifacts.append(deliver(name, export, checkpoint, folder / name, evaluator, threads))
+            try:
+                with self._optional(name, export):
+                    artifacts.append(deliver(name, export, checkpoint, folder / name, evaluator, threads))
+            except Exception as error:
+                if isinstance(error, (OSError, MemoryError)) or disk_is_full(error):
+                    raise
+                logger.exception("the artifact %s could not be written", name)
+                artifacts.append(failed(name, export, checkpoint, folder / name, error))
             shutil.rmtree(folder / (name + PART), ignore_errors=True)
         return artifacts
 

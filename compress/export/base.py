@@ -83,9 +83,16 @@ class Export(ABC):
             checkpoint: the model the run starts from.
 
         Raises:
-            UserError: a package is missing, or the format cannot say what the model is.
+            UserError: the format cannot say what the model is.
         """
         del checkpoint
+
+    def check_packages(self) -> None:
+        """Refuse to begin without what writing and reloading import.
+
+        Raises:
+            UserError: a package is missing.
+        """
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if missing:
             raise UserError(
@@ -93,6 +100,17 @@ class Export(ABC):
                 "not installed: nothing is written that could not be reloaded and compared.",
                 f"Type: {self.install}. Or leave the export out: '~export.NAME'.",
             )
+
+    def check_grid(self, grid: str) -> None:
+        """Refuse, before any work, a grid that this format can only say by rounding a second time.
+
+        Args:
+            grid: of the linear layers at the end of the chain, by name; "dense" without one.
+
+        Raises:
+            UserError: with what to type instead.
+        """
+        del grid
 
     @abstractmethod
     def runtime(self, checkpoint: Checkpoint) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 INSTALL = {
     "transformers": "pip install transformers",
-    "compress": "pip install compress",
+    "compress": "pip install -e . in the folder of compress",
     "llama_cpp": "pip install llama-cpp-python",
     "onnxruntime": "pip install onnxruntime",
     "executorch": "pip install executorch",

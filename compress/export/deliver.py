@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint import ADAPTER_CONFIG, Checkpoint, tensor_digests, weights_key
+from compress.errors import UserError
 from compress.export import probe
 from compress.export.base import Expectation, Export
 from compress.export.fresh import FreshProcess, ReloadError
 from compress.export.verify import RoundTrip, verify
-from compress.keys import stage_fields
+from compress.keys import module_version, stage_fields
 from compress.store import content_key, file_digest
 
 if TYPE_CHECKING:
@@ -68,6 +67,25 @@ def deliver(
         "adapter": (folder / ADAPTER_CONFIG).is_file(),
         "usage": settings.how_to_load(checkpoint),
         **proof,
+    }
+
+
+def failed(name: str, settings: Export, checkpoint: Checkpoint, folder: Path, error: Exception) -> dict[str, Any]:
+    """The entry in the report of an artifact that could not be written."""
+    said = f"{error.problem} {error.hint}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    said = " ".join(said.split())[:500].rstrip(". ")
+    return {
+        "name": name,
+        "format": settings.format,
+        "path": str(folder),
+        "bytes": 0,
+        "sha256": "",
+        "adapter": False,
+        "usage": settings.how_to_load(checkpoint),
+        "runtime": settings.runtime(checkpoint),
+        **RoundTrip.failed(f"it could not be written: {said}", loaded=False).as_dict(),
+        "speed": {},
+        "metrics": {},
     }
 
 
@@ -138,11 +156,3 @@ def _same_tokens(told: RoundTrip, process: FreshProcess, tokenizer: Any) -> Roun
         if found != tokenizer(text, add_special_tokens=False)["input_ids"]:
             return replace(told, verified=False, error=f"its tokenizer cuts {text!r} into other tokens")
     return told
-
-
-def module_version(name: str) -> str:
-    """Version of an installed package by its module's name."""
-    for package in packages_distributions().get(name, [name]):
-        with suppress(PackageNotFoundError):
-            return version(package)
-    return "missing"

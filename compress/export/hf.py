@@ -41,7 +41,7 @@ def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
 
     model = load_model(checkpoint.folder)
     conv1d = adapter_for(checkpoint.config).modules.conv1d
-    dtype = getattr(torch, checkpoint.raw_config.get("dtype") or "float32")
+    dtype = getattr(torch, checkpoint.dtype_name)
     writer = TensorWriter(folder)
     for name, tensor in merged_weights(model, conv1d):
         writer.add(name, tensor.detach().to("cpu", dtype))

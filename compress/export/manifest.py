@@ -11,11 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.errors import UserError
 from compress.store import file_digest
 
 MANIFEST = "manifest.json"
-READ_BY_RUNTIMES = (".safetensors", ".gguf", ".onnx", ".data", ".pte", ".json", ".jinja", ".bin", ".py")
-"""A new file with such a name can change what is loaded."""
+CARELESS = (".md", "LICENSE", "LICENSE.txt", ".gitattributes")
+"""Ends of the names of files that change nothing that is loaded; any other file that is new is told."""
 
 Range = tuple[int, int]
 """Of bytes in a file."""
@@ -32,9 +33,31 @@ def write_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact, `files` and `tensors` of the right form.
+
+    Raises:
+        UserError: it is damaged, or names no files.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files, tensors = manifest["files"], manifest.get("tensors", {})
+        sound = bool(files) and all(isinstance(digest, str) for digest in files.values())
+        for places in tensors.values():
+            sound = sound and all(isinstance(begin + end, int) and digest for begin, end, digest in places.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(
+            f"{folder / MANIFEST} is damaged: it does not say what the artifact was.",
+            "Copy the artifact again, or repeat the run: it takes its stages from the store.",
+        )
+    return {"files": files, "tensors": tensors}
+
+
 def damaged(folder: Path) -> list[str]:
     """What in `folder` is not as its manifest says: tensors by name, other files by path."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder)
     found: list[str] = []
     for name, digest in manifest["files"].items():
         file = folder / name
@@ -43,7 +66,8 @@ def damaged(folder: Path) -> list[str]:
         elif file_digest(file) != digest:
             found += _changed(file, name, manifest["tensors"].get(name, {}))
     known = set(manifest["files"]) | {MANIFEST}
-    there = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.name.endswith(READ_BY_RUNTIMES)}
+    files = [f for f in folder.rglob("*") if f.is_file() and ".cache" not in f.relative_to(folder).parts]
+    there = {str(f.relative_to(folder)) for f in files if not f.name.endswith(CARELESS)}
     return found + [f"{name} (was not there)" for name in sorted(there - known)]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from compress.export.base import Load
 
 OWN_USAGE = (
-    "# pip install compress: plain transformers does not know these grids\n"
+    "# with the package compress that made it installed: plain transformers does not know these grids\n"
     "import compress\n"
     "from transformers import AutoTokenizer\n\n"
     'model = compress.load("path/to/this/folder")\n'
@@ -77,5 +77,5 @@ class HFExport(Export):
         from compress.export.emulate import answer
         from compress.stage import DENSE
 
-        whole = DENSE in checkpoint.traits and checkpoint.raw_config.get("dtype") in (None, "float32")
+        whole = DENSE in checkpoint.traits and checkpoint.dtype_name == "float32"
         return Expectation(answer(load(checkpoint, None), ids), self.within(SAME_FP32 if whole else SAME_BF16))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint
-from compress.data.windows import joined_windows
-from compress.prune.nested import drop, hand_over, run_inside
+from compress.data.windows import joined_windows, readable
+from compress.prune.nested import drop_weights, hand_over, run_inside
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
 from compress.train.module import head_weight, last_hidden
@@ -32,40 +32,58 @@ def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) 
     context, judging = divided(context)
     windows = judging_windows(context, judging, settings.judge_tokens)
     rows: list[dict[str, Any]] = []
-    best: tuple[float, Checkpoint, Metrics] | None = None
+    best: tuple[Checkpoint, Metrics] | None = None
     for name, (stage, _) in possible.items():
-        begin = time.monotonic()
         context.progress.say(f"candidate {name}")
-        cut, metrics = run_inside(f"{name}-cut", stage.run, checkpoint, context, context.seed)
-        if settings.compensate is not None:
-            cut, _ = run_inside(f"{name}-compensated", settings.compensate.run, cut, context, context.seed)
-            drop(context.scratch / f"{name}-cut")
-        healed, trained = run_inside(f"{name}-healed", settings.healing(settings.brief).run, cut, context, context.seed)
-        before, after = (divergence_from(context, model, windows) for model in (cut, healed))
-        drop(healed.folder)
-        rows.append(
-            {
-                "name": name,
-                "share": dict(stage.share),
-                "widths": metrics["widths"],
-                "params": adapter_for(cut.config).non_embedding_parameters(cut.config),
-                "kept_fraction": metrics["kept_fraction"],
-                "kl_before": before,
-                "kl_healed": after,
-                "train_tokens": trained.get("train_tokens", 0),
-                "seconds": time.monotonic() - begin,
-            }
-        )
-        if best is None or after < best[0]:
-            if best is not None:
-                drop(best[1].folder)
-            best = after, cut, metrics
-        else:
-            drop(cut.folder)
+        candidate = Candidate(name, stage, settings, windows)
+        result = run_inside(f"{name}-judged", candidate.judge, checkpoint, context, context.seed)
+        beaten = result[0]
+        if best is None or result[1]["row"]["kl_healed"] < best[1]["row"]["kl_healed"]:
+            best, beaten = result, best[0] if best else None
+        if beaten is not None:
+            drop_weights(beaten.folder)
+        rows.append(result[1]["row"])
     assert best is not None, "check() lets no search start that has no candidate"
-    chosen = min(rows, key=lambda row: row["kl_healed"])["name"]
+    chosen = best[1]["row"]["name"]
     found = {"candidates": rows, "chosen": chosen, "refused": refused, "judged_on": int(windows.numel())}
-    return hand_over(best[1], context), best[2] | found
+    return hand_over(best[0], context), best[1]["cut"] | found
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One shape, and what it is judged by."""
+
+    name: str
+    stage: Any
+    """Prune, with the candidate's share."""
+    settings: PruneSearch
+    windows: Tensor
+
+    def judge(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Cut, compensate, heal briefly, measure; the model is the one before healing.
+
+        What it says of itself, `row`, stays when it is beaten, so that a search that was killed tries nothing twice.
+        """
+        begin = time.monotonic()
+        current, metrics = run_inside("cut", self.stage.run, checkpoint, context, context.seed)
+        if self.settings.compensate is not None:
+            current, _ = run_inside("compensated", self.settings.compensate.run, current, context, context.seed)
+            drop_weights(context.scratch / "cut")
+        heal = self.settings.healing(self.settings.brief)
+        healed, trained = run_inside("healed", heal.run, current, context, context.seed)
+        before, after = (divergence_from(context, model, self.windows) for model in (current, healed))
+        row = {
+            "name": self.name,
+            "share": dict(self.stage.share),
+            "widths": metrics["widths"],
+            "params": adapter_for(current.config).non_embedding_parameters(current.config),
+            "kept_fraction": metrics["kept_fraction"],
+            "kl_before": before,
+            "kl_healed": after,
+            "train_tokens": trained.get("train_tokens", 0),
+            "seconds": time.monotonic() - begin,
+        }
+        return hand_over(current, context), {"row": row, "cut": metrics}
 
 
 def divided(context: Context) -> tuple[Context, tuple[str, ...]]:
@@ -83,13 +101,13 @@ def divided(context: Context) -> tuple[Context, tuple[str, ...]]:
 
 def judging_windows(context: Context, documents: tuple[str, ...], tokens: int) -> Tensor:
     """Windows [n, length] that candidates are judged on, no longer than the original can read."""
-    limit = getattr(context.original.config, "max_position_embeddings", None) or WINDOW
     return joined_windows(
         documents,
         context.original.tokenizer(),
-        length=min(WINDOW, limit),
+        length=readable(WINDOW, context.original.config),
         tokens=tokens,
         setting="the window candidates are judged on",
+        text="calibration",
     )
 
 

@@ -35,7 +35,8 @@ def run_inside(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     scratch.mkdir(exist_ok=True)
-    result, metrics = work(checkpoint, replace(context, folder=unfinished, scratch=scratch, seed=seed))
+    logs = None if context.logs is None else context.logs / name
+    result, metrics = work(checkpoint, replace(context, folder=unfinished, scratch=scratch, seed=seed, logs=logs))
     (unfinished / DONE).write_text(json.dumps({"traits": sorted(result.traits), "metrics": metrics}))
     unfinished.rename(folder)
     shutil.rmtree(scratch)
@@ -50,6 +51,7 @@ def hand_over(checkpoint: Checkpoint, context: Context) -> Checkpoint:
     return Checkpoint(context.folder, checkpoint.traits, checkpoint.name)
 
 
-def drop(folder: Path) -> None:
-    """Make room: a part that is needed no more."""
-    shutil.rmtree(folder, ignore_errors=True)
+def drop_weights(folder: Path) -> None:
+    """Make room: of a part that is needed no more the record alone stays."""
+    for file in folder.glob("*.safetensors"):
+        file.unlink()

@@ -115,10 +115,9 @@ def run_steps(checkpoint: Checkpoint, settings: PruneInSteps, context: Context) 
         if settings.compensate is not None:
             cut_now, _ = run_inside(f"{step}-compensated", settings.compensate.run, cut_now, context, seed)
         current, trained = run_inside(f"{step}-healed", heal.run, cut_now, context, seed)
-        learned = trained.pop("curve", [])
-        curve += learned
+        curve += trained.pop("curve", [])
         kept = architecture.non_embedding_parameters(config, widths) / architecture.non_embedding_parameters(config)
-        rows.append({"widths": asdict(widths), "kept_fraction": kept, "last_kl": learned[-1]["kl"], **trained})
+        rows.append({"widths": asdict(widths), "kept_fraction": kept, **trained})
         told.append(metrics)
     plan = Plan.from_json((current.folder / PLAN).read_text())
     total = {key: sum(row[key] for row in rows) for key in ("steps", "train_tokens")}

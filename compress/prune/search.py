@@ -40,12 +40,12 @@ class PruneSearch(CutAndHeal):
     brief: float = 0.15
     """That part, as a fraction of its tokens."""
     candidates: dict[str, dict[str, float]] = field(default_factory=usual_shares)
-    """Name -> what part of the removal each kind bears; null drops one."""
+    """Name -> what part of the removal each kind bears; `~stages.prune.candidates.NAME` drops one."""
     judge_tokens: int = 8192
     """Tokens candidates are judged on."""
 
     kind: ClassVar[str] = "prune_search"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         from compress.errors import UserError

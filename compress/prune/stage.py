@@ -58,7 +58,7 @@ class Prune:
     """Of these, the tokens that layer_importance=perplexity measures every candidate on."""
 
     kind: ClassVar[str] = "prune"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -74,9 +74,10 @@ class Prune:
                     f"stages.prune.{name}={value}: it is the fraction that stays, above 0 and at most 1.",
                     f"To remove 15%, give {name}=0.85.",
                 )
-        for name in ("calibration_tokens", "removal_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"prune.{name}={getattr(self, name)} must be at least 1.")
+        for name in ("calibration_tokens", "removal_tokens", "multiple"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"prune.{name}={value} must be at least 1.")
         self._check_goals()
         self.target()
 
@@ -105,6 +106,8 @@ class Prune:
         asked = next((f"{n}={getattr(self, n)}" for n in ("bytes", "latency") if getattr(self, n) is not None), None)
         if keep is not None:
             fractions["keep"] = keep
+        elif asked is not None:
+            fractions["keep"] = KEEP  # until the goal says what it means in parameters
         return PruneTarget(
             **fractions,
             share=self.share,  # type: ignore[arg-type]
@@ -175,7 +178,7 @@ class Compensate:
     """Tokens the projections are fitted on."""
 
     kind: ClassVar[str] = "compensate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[frozenset[str]] = frozenset({DENSE, PRUNED})
     gives: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()

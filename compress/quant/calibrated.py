@@ -187,15 +187,19 @@ def _collect(
             with suppress(EnoughSeen):
                 layers.run(index, x)
     seen = rounded.settle(group, seen)
-    h = sum_of_products(seen, seen, settings.first_token)
+    of_followed, rest = seen[: len(dense)], seen[len(dense) :]
+    followed = sum_of_products(of_followed, of_followed, settings.first_token)
+    h = followed
+    if rest:
+        part = sum(map(len, of_followed)) / sum(map(len, seen))
+        h = torch.lerp(sum_of_products(rest, rest, settings.first_token), followed, part)
     if not bool(h.diagonal().isfinite().all()):
         raise UserError(
             f"the inputs of {group[0]} are not finite on the calibration text: the model overflows in {hidden.dtype}.",
             "Store its weights in bfloat16 or float32, or round to nearest (stages.quant.algorithm=rtn).",
         )
     if not settings.absorb:
-        return Collected(h, torch.zeros_like(h), seen)
+        return Collected(h, torch.zeros_like(h), followed, seen)
     # C - H as one sum: the difference keeps its digits in half precision, two large sums would not
-    followed = seen[: len(dense)]
-    difference = [x - y for x, y in zip(dense, followed, strict=True)]
-    return Collected(h, sum_of_products(difference, followed, settings.first_token), seen)
+    difference = [x - y for x, y in zip(dense, of_followed, strict=True)]
+    return Collected(h, sum_of_products(difference, of_followed, settings.first_token), followed, seen)

@@ -105,7 +105,7 @@ def encode_checkpoint(
             advance(1)
     writer.close()
     checkpoint.copy_sidecars(context.folder)
-    dtype = checkpoint.raw_config.get("dtype") or "float32"
+    dtype = checkpoint.dtype_name
     if left_dense:
         context.progress.say(f"{len(left_dense)} of {len(linears)} layers stay dense: their shapes do not fit the grid")
     write_config(context.folder, checkpoint.config, {"quantization_config": layout.config(chosen, dtype, left_dense)})

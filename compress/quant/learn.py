@@ -38,7 +38,7 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     for path in encoded:
         # the layers train around it
         student.get_submodule(path).weight.data.copy_(value_of(start.levels[path], start.scales[path]))
-    weights = {path: trainable(student, path, start, stage) for path in start.goals}
+    weights = {path: trainable(student, path, start, stage) for path in list(start.goals)}
     put_on_grid(student, weights, RoundedInputs(stage.activations, start.input_ranges))
     choose_what_trains(student, stage)
     fitted = fit(student, load_teacher(context), stage.loss, windows, stage.train, context)
@@ -60,7 +60,8 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
 def trainable(student: nn.Module, path: str, start: Start, stage: QAT) -> GridWeight:
     """The weight at `path` on its calibrated codes, ready to train."""
     device = next(student.parameters()).device
-    levels, goal = start.levels[path].to(device), start.goals[path].to(device)
+    # taken out of the start: the latents hold both from now on
+    levels, goal = start.levels.pop(path).to(device), start.goals.pop(path).to(device)
     weight = GridWeight(levels, start.scales[path].to(device), goal, start.grids[path])
     if stage.trains is Trains.lora:
         weight.add_low_rank(stage.rank)
@@ -91,8 +92,8 @@ def _rate(parameter: nn.Parameter, factor: float) -> None:
 
 
 def trained_beside(student: nn.Module, changed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Norms and biases by the model's parameter names: those that trained, and those that have taken scales in."""
-    own = {name.replace(".on_grid.", "."): p.detach() for name, p in student.named_parameters() if p.dim() == 1}
-    return {name: tensor for name, tensor in own.items() if ".factor" not in name} | {
-        name: own[name] for name in changed if name in own
-    }
+    """What lies beside the codes, by the model's parameter names: norms and biases, which trained, and all that has
+    taken scales in (a linear layer that fits no grid, in front of one that does, is among these)."""
+    own = {name.replace(".on_grid.", "."): p.detach() for name, p in student.named_parameters()}
+    beside = {name: tensor for name, tensor in own.items() if tensor.dim() == 1 and ".factor" not in name}
+    return beside | {name: own[name] for name in changed if name in own}

@@ -55,7 +55,7 @@ class QAT:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qat"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
@@ -68,10 +68,21 @@ class QAT:
             if getattr(self, name) < 0:
                 raise UserError(f"quant.{name}={getattr(self, name)} must not be negative; 0 holds them still.")
 
+    @property
+    def grid_name(self) -> str:
+        """Of the linear layers."""
+        return self.grid
+
     def check(self, config: object) -> None:
         """Refuse grids that do not exist, before anything is computed."""
         from compress.grids import grid_named
 
+        if self.activations is not Activations.none and grid_named(self.grid).name != "int8":
+            raise UserError(
+                f"quant.activations={self.activations.value} is for grid=int8: layers on {self.grid} run with their "
+                "inputs as they are.",
+                "Leave it at none, or take +pipeline=qat_int8.",
+            )
         grid_named(self.grid)
         if self.embedding is not None:
             grid_named(self.embedding)

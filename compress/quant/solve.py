@@ -57,18 +57,25 @@ class Solved:
 
 @dataclass
 class Collected:
-    """Second moments of one group's inputs: H, C - H, and the inputs y themselves, batch by batch."""
+    """Second moments of one group's inputs.
+
+    H comes from all calibration text; C - H, and the H that belongs to it, from what the original goes through too.
+    """
 
     h: Tensor
     lost: Tensor
+    """C - H."""
+    followed: Tensor
+    """H of the same text as C."""
     inputs: list[Tensor]
+    """The inputs y themselves, batch by batch."""
 
 
 def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token: float) -> Tensor:
     """Mean of l r^T over tokens, fp32 [left width, right width].
 
-    In the type of the activations, but for each window's first positions: their massive activations would drown what
-    half precision can hold, and the other sums with them.
+    In the type of the activations (bf16 for fp16, whose range such sums leave), but for each window's first positions:
+    their massive activations would drown what half precision can hold, and the other sums with them.
 
     Args:
         left: batches [windows, length, left width].
@@ -83,7 +90,9 @@ def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token
         head = x[:, :SINKS].float() * weights[: x.shape[1], None]
         total.addmm_(head.flatten(0, 1).t(), y[:, :SINKS].float().flatten(0, 1))
         if x.shape[1] > SINKS:
-            total += x[:, SINKS:].flatten(0, 1).t() @ y[:, SINKS:].flatten(0, 1)
+            rest = [z[:, SINKS:].flatten(0, 1) for z in (x, y)]
+            x_rest, y_rest = (z.bfloat16() if z.dtype is torch.float16 else z for z in rest)
+            total += x_rest.t() @ y_rest
         count += x.shape[0] * (x.shape[1] - 1 + first_token)
     return total / count
 
@@ -112,7 +121,7 @@ def target(
     """
     if not settings.absorb:
         return weight
-    shift = dense @ collected.lost + (dense - weight) @ collected.h
+    shift = dense @ collected.lost + (dense - weight) @ collected.followed
     if missing is not None:
         shift = shift + missing
     factor, failed = torch.linalg.cholesky_ex(damped(collected.h, settings.ridge).double())
@@ -127,6 +136,7 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
     plain = grid.start(weight)
     rtn = level_of(weight, plain, grid)
     if settings.algorithm is Algorithm.rtn:
+        goal = weight  # plain rounding makes up for nothing
         scales, rounded = plain, Rounded(rtn, weight)
     else:
         scales = search(goal, grid, gram.diagonal())

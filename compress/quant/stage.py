@@ -65,7 +65,7 @@ class CalibrationSettings:
     damping: float = 0.01
     """Added to the diagonal of the inputs' second moment, relative to its mean."""
     absorb: float = 0.5
-    """Part of the drift from the original that every layer makes up for."""
+    """Part of the drift from the original that every projection back into the stream makes up for: a layer has two."""
     ridge: float = 1.0
     """Pull towards the weights as they are while it does, relative to the size of the inputs."""
     rounds: int = 2
@@ -100,7 +100,7 @@ class PostTraining:
     """Grid of the embedding, and of the head (one tensor where they are tied); by default they stay dense."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     activations: ClassVar[Activations] = Activations.none

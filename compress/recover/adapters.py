@@ -64,7 +64,8 @@ def start_from_residual(model: Any, checkpoint: Checkpoint, context: Context, to
 
 @torch.no_grad()
 def _start(layer: Any, weight: Tensor, gram: Tensor | None) -> None:
-    a, b = low_rank(weight - dequantized(layer.base_layer), layer.r["default"], gram)
+    residual = weight - dequantized(layer.base_layer).to(weight.device)
+    a, b = low_rank(residual, layer.r["default"], None if gram is None else gram.to(weight.device))
     layer.lora_A["default"].weight.copy_(a / layer.scaling["default"])
     layer.lora_B["default"].weight.copy_(b)
 

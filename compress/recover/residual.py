@@ -52,4 +52,6 @@ def _left_vectors(x: Tensor, rank: int) -> Tensor:
         return torch.linalg.eigh(x @ x.t()).eigenvectors[:, -rank:].flip(1)
     values, vectors = torch.linalg.eigh(x.t() @ x)
     values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-    return (x @ vectors) / values.clamp_min(1e-20).sqrt()
+    # directions that rounding alone has put there have no length to divide by
+    real = values > len(x) * torch.finfo(values.dtype).eps * values[0].clamp_min(1e-30)
+    return torch.where(real, (x @ vectors) / values.clamp_min(1e-30).sqrt(), 0.0)

@@ -39,7 +39,7 @@ class QLoRA:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qlora"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs: ClassVar[frozenset[str]] = frozenset({NF4_WEIGHTS})
     gives: ClassVar[frozenset[str]] = frozenset({ADAPTER})
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -50,6 +50,11 @@ class QLoRA:
             raise UserError(f"recover.rank={self.rank} must be at least 1.")
         if not self.alpha > 0:
             raise UserError(f"recover.alpha={self.alpha} must be above zero.")
+        if self.calibration_tokens < 1:
+            raise UserError(
+                f"recover.calibration_tokens={self.calibration_tokens} must be at least 1.",
+                "To leave the inputs out: recover.start=residual.",
+            )
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Start the adapters, train them, write them beside the base."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.keys import module_version
 from compress.report.won_back import won_back
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ class Facts:
     overrides: list[str]
     """As typed, or as given to `compress.run`; in a sweep those of this job."""
     source: ResolvedModel
+    weights: str
+    """Identifies the weights the run began with."""
     corpus: Corpus
+    second: Corpus
     run: dict[str, Any]
     baseline: dict[str, Any]
     stages: list[dict[str, Any]]
@@ -43,18 +47,21 @@ def build_report(facts: Facts) -> dict[str, Any]:
         "pipeline": config.name,
         "command": " ".join(["python -m compress", *map(shlex.quote, facts.overrides)]),
         "seed": config.seed,
-        "versions": {"python": platform.python_version(), **facts.run["versions"]},
+        "versions": versions(facts),
         "device": facts.run["device"],
         "threads": facts.run["threads"],
         "machine": f"{platform.machine()} {platform.system()}",
         "model": {
             "name": source.name,
             "hub_id": source.hub_id,
+            "commit": source.commit,
+            "weights": facts.weights,
             "bytes": source.source_bytes,
             "note": source.source_note,
             "licence": source.licence,
         },
-        "text": {"name": facts.corpus.name, "origin": facts.corpus.origin, "fingerprint": facts.corpus.fingerprint},
+        "text": text_facts(facts.corpus),
+        "second_text": text_facts(facts.second),
         "protocol": protocol(config, baseline),
         "baseline": baseline,
         "stages": facts.stages,
@@ -70,6 +77,18 @@ def build_report(facts: Facts) -> dict[str, Any]:
         "output": str(facts.output),
         "seconds": facts.seconds,
     }
+
+
+def text_facts(corpus: Corpus) -> dict[str, str]:
+    """What identifies a text."""
+    return {"name": corpus.name, "origin": corpus.origin, "fingerprint": corpus.fingerprint}
+
+
+def versions(facts: Facts) -> dict[str, str]:
+    """Of Python, of this package, of the libraries behind the weights, and of the runtimes that were asked."""
+    runtimes = {artifact["runtime"] for artifact in facts.artifacts} - facts.run["versions"].keys() - {"compress"}
+    known = {"python": platform.python_version(), "compress": module_version("compress"), **facts.run["versions"]}
+    return known | {name: module_version(name) for name in sorted(runtimes)}
 
 
 def protocol(config: Config, baseline: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ RUNTIMES = {
     "compress": "compress.load",
 }
 """How a runtime is called; plain transformers where none is named."""
+RUNTIME_HEADER = ("", "runtime", "size", "perplexity", "", "KL", "loaded in", "prefill", "decode, tokens/s")
 TASK_HEADER = ("task", "original", "compressed")
 
 
@@ -116,11 +117,37 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
             said = f"mean KL to the pipeline's model {a['mean_kl']:.1e}"
             if a.get("emulation"):
                 said += f", to an emulation of the runtime {a['emulation']['mean_kl']:.1e}"
-            runtime = RUNTIMES.get(a.get("runtime", ""), "plain transformers")
+            if speed := a.get("speed"):
+                rates = (f"{what} {speed[f'{what}_tokens_per_second']:.0f}" for what in ("prefill", "decode"))
+                said += f", {' and '.join(rates)} tokens/s"
+            runtime = runtime_of(a).replace("transformers", "plain transformers")
             sentences.append(f"{a['name']}: {size(a['bytes'])}, reloaded in a fresh process by {runtime}, {said}.")
         else:
             sentences.append(f"{a['name']}: FAILED: {a['error']}. Do not ship it.")
     return [*sentences, *(f"{name}: LEFT OUT: {why}" for name, why in report["left_out"].items())]
+
+
+def runtime_of(artifact: Mapping[str, Any]) -> str:
+    """What it was measured in."""
+    return RUNTIMES.get(artifact.get("runtime", ""), "transformers")
+
+
+def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Original and artifacts, each in its own runtime: rows under `RUNTIME_HEADER`."""
+    original = report["baseline"]["ppl"]
+
+    def cells(name: str, runtime: str, figures: Mapping[str, Any], speed: Mapping[str, float], load: str) -> list[str]:
+        rates = [speed.get(f"{what}_tokens_per_second") for what in ("prefill", "decode")]
+        quality = [f"{figures['ppl']:.2f}", f"{figures['ppl'] / original:.3f}x", f"{figures['kl_to_teacher']:.3f}"]
+        return [name, runtime, size(figures["bytes"]), *quality, load, *(f"{r:.0f}" if r else "" for r in rates)]
+
+    rows = [cells("original", "transformers", report["baseline"], report["baseline"].get("speed") or {}, "")]
+    rows += [
+        cells(a["name"], runtime_of(a), a["metrics"], a.get("speed") or {}, f"{a['load_seconds']:.1f} s")
+        for a in report["artifacts"]
+        if a["metrics"]
+    ]
+    return [tuple(row) for row in rows] if len(rows) > 1 else []
 
 
 def speeds(report: Mapping[str, Any]) -> list[str]:

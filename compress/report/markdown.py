@@ -31,6 +31,8 @@ def render(report: Mapping[str, Any]) -> str:
     )
     for shown in shapes.tables(report):
         parts.append(f"## {shown.title}\n\n" + table(shown.header, shown.rows) + f"\n\n{shown.note}")
+    if rows := form.runtime_rows(report):
+        parts.append("## Artifacts in their runtimes\n\n" + table(form.RUNTIME_HEADER, rows))
     if rows := form.predicted_rows(report):
         parts.append(
             "## Predicted and measured\n\n" + table(form.PREDICTED_HEADER, rows) + f"\n\n{form.PREDICTED_NOTE}"

@@ -1,4 +1,5 @@
-"""What a search over shapes tried, and what pruning in steps left at every step: rows for every form of the report."""
+"""What a search over shapes tried, what pruning in steps left at every step, which grids were chosen: rows for every
+form of the report."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
         details = stage["details"]
         if details.get("candidates"):
             yield candidates(stage["name"], details)
+        if details.get("chosen") and details.get("sensitivity"):
+            yield grids(stage["name"], details["chosen"])
         if details.get("cuts"):
             yield Table(
                 f"{stage['name']}: step by step",
@@ -37,6 +40,24 @@ def tables(report: Mapping[str, Any]) -> Iterator[Table]:
                 ],
                 "Kept: of the parameters that are not embedding or head.",
             )
+
+
+def grids(name: str, chosen: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How many tensors of each kind went to each grid, and what that is expected to cost."""
+    counts: dict[str, dict[str, int]] = {}
+    losses: dict[str, float] = {}
+    for path, choice in chosen.items():
+        kind = path.rpartition(".")[2]
+        counts.setdefault(kind, {}).setdefault(choice["grid"], 0)
+        counts[kind][choice["grid"]] += 1
+        losses[kind] = losses.get(kind, 0.0) + choice["loss"]
+    used = sorted({choice["grid"] for choice in chosen.values()})
+    rows = [
+        (kind, *(str(counts[kind].get(grid, "")) for grid in used), f"{losses[kind]:.4f}")
+        for kind in sorted(counts, key=lambda kind: -losses[kind])
+    ]
+    note = "Expected KL: of a second-order estimate on calibration text, summed over the tensors; worst kind first."
+    return Table(f"{name}: grids chosen", ("tensors", *used, "expected KL"), rows, note)
 
 
 def candidates(name: str, details: Mapping[str, Any]) -> Table:

@@ -125,7 +125,7 @@ def _four_bit(checkpoint: Checkpoint, name: str, state_name: str) -> tuple[Encod
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The type that decoded weights have."""
-    dtype: torch.dtype = getattr(torch, checkpoint.raw_config.get("dtype") or "float32")
+    dtype: torch.dtype = getattr(torch, checkpoint.dtype_name)
     return dtype
 
 

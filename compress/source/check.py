@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoint import tensor_digests, weights_key
+from compress.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, tensor_digests, weights_key
 from compress.errors import UserError
 from compress.writer import INDEX, SINGLE
 
@@ -30,6 +30,23 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself."""
 
 
+def check_is_folder(folder: Path) -> None:
+    """Refuse files, and what is not there.
+
+    Raises:
+        UserError: with what to give instead.
+    """
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise UserError(
+            f"The model {folder} is a GGUF file; compress starts from the checkpoint it was made from.",
+            "Give that one: model.path=DIR_OR_ID. (Or AutoModelForCausalLM.from_pretrained(DIR, gguf_file=NAME) and "
+            "save_pretrained, if it is lost.)",
+        )
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"The model folder {folder} {what}.", "Give a Hugging Face model folder: model.path=DIR_OR_ID.")
+
+
 def check_folder(folder: Path) -> None:
     """Refuse a folder that is not a whole, dense, supported Hugging Face model.
 
@@ -37,10 +54,15 @@ def check_folder(folder: Path) -> None:
         UserError: it is missing or no folder; config.json is missing, broken, of an unsupported architecture or of a
             quantized model; weights are missing, pickled, damaged or short of a shard; there is no tokenizer.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"The model folder {folder} {what}.", "Give a Hugging Face model folder: model.path=DIR_OR_ID.")
+    check_is_folder(folder)
     config = _read_config(folder)
+    beside = [name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if (folder / name).exists()]
+    if beside:
+        raise UserError(
+            f"The model in {folder} has an adapter beside it ({beside[0]}), which would be left out of the result.",
+            "Merge it first: PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(DIR). Or move "
+            "it away.",
+        )
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown method")
         raise UserError(
@@ -90,18 +112,28 @@ def check_complete(folder: Path) -> None:
     """
     import torch
     from safetensors import safe_open
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from compress.arch import adapter_for
 
-    config = AutoConfig.from_pretrained(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except UserError:
+        raise
+    except Exception as error:  # every library below has errors of its own for a broken or unknown file
+        raise UserError(
+            f"The model in {folder} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}.",
+            "Look at its config.json and tokenizer files, or copy the model again. (tokenizer.model alone needs pip "
+            "install sentencepiece.)",
+        ) from error
     own_name = adapter_for(config).parameter
     found: dict[str, list[int]] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as opened:
             found |= {own_name(name): opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():
         if found.get(name) != list(parameter.shape):
             what = f"has shape {found[name]}, not {list(parameter.shape)}" if name in found else "is missing"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import UserError
-from compress.source.check import check_complete, check_finite, check_folder, weight_files
+from compress.source.check import check_complete, check_finite, check_folder, check_is_folder, weight_files
 from compress.source.resolved import ResolvedModel
 
 logger = logging.getLogger("compress")
@@ -54,7 +54,9 @@ class HuggingFaceModel:
         check_complete(folder)
         check_finite(folder)
         source_bytes = sum(file.stat().st_size for file in weight_files(folder))
-        return ResolvedModel(folder, name, source_bytes, "", _licence(folder), "" if local.exists() else self.path)
+        # the hub's cache names a snapshot's folder by its commit
+        hub = ("", "") if local.exists() else (self.path, folder.name)
+        return ResolvedModel(folder, name, source_bytes, "", _licence(folder), *hub)
 
     def fetch_small(self) -> Path:
         """A folder with everything but weights: the local one, or what a hub id has.
@@ -66,6 +68,7 @@ class HuggingFaceModel:
             raise UserError("model=hf needs a model.", "Add model.path=DIR_OR_ID.")
         local = Path(self.path).expanduser()
         if local.exists():
+            check_is_folder(local)
             return local.resolve()
         return self._download([name for name in WANTED if ".safetensors" not in name])
 

@@ -20,3 +20,5 @@ class ResolvedModel:
     """As the model's own card names it; empty if it does not."""
     hub_id: str = ""
     """Its name on the Hugging Face hub, if it came from there."""
+    commit: str = ""
+    """And which version of it."""

@@ -243,7 +243,7 @@ def about(runs: Runs, report: dict[str, Any]) -> str:
     """How it was measured."""
     notes = []
     if timed(runs):
-        notes.append("Speeds are of one sequence at a time, through transformers; they are not exact.")
+        notes.append("Speeds are of one sequence at a time, each in the runtime of its artifact; they are not exact.")
     if timed(runs) and runs.side_by_side:
         notes.append("Runs ran side by side: speeds were measured while others computed, and are only rough.")
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())

@@ -80,6 +80,15 @@ class Runs:
         return " ".join([*said, *[point.artifact] * bool(point.artifact)]) or point.name
 
 
+def known_json(file: Path, *keys: str) -> dict[str, Any] | None:
+    """An object with these keys; None for anything else that has such a file's name."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= set(keys) else None
+
+
 def collect(folder: Path) -> Runs:
     """Read every report below `folder`. Of runs of the same command only the last one finished counts.
 
@@ -88,14 +97,15 @@ def collect(folder: Path) -> Runs:
     """
     found: dict[str, tuple[float, Path, dict[str, Any]]] = {}
     for file in folder.rglob("report.json"):
-        report = json.loads(file.read_text())
-        if not {"stages", "final", "artifacts", "command"} <= report.keys():
+        report = known_json(file, "stages", "final", "artifacts", "command")
+        if report is None:
             continue
         made = file.stat().st_mtime
         if made >= found.get(report["command"], (0.0,))[0]:
             found[report["command"]] = made, file.parent, report
     runs = sorted(found.values(), key=lambda run: natural(run[1]))
-    records = {file.parent: json.loads(file.read_text()) for file in folder.rglob(RECORD)}
+    kept = {file.parent: known_json(file, "overrides", "alone") for file in folder.rglob(RECORD)}
+    records = {where: record for where, record in kept.items() if record is not None}
     failures = [
         Failure(f"{relative(where, folder)} {artifact['name']}", report["command"], artifact["error"])
         for _, where, report in runs

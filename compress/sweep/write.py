@@ -41,6 +41,7 @@ def report_folder(folder: str | None) -> dict[str, Any]:
     """
     if folder is None:
         raise UserError("mode=sweep_report needs a folder.", "Give sweep.folder=DIR, a folder of finished runs.")
-    if not Path(folder).is_dir():
+    found = Path(folder).expanduser()
+    if not found.is_dir():
         raise UserError(f"sweep.folder={folder} is no folder.", "Give a folder with finished runs below it.")
-    return {"message": write_sweep(Path(folder)), "status": 0}
+    return {"message": write_sweep(found), "status": 0}

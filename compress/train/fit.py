@@ -76,6 +76,7 @@ class Fitted:
             "tokens_per_second": self.tokens_per_second,
             "resumed_at_step": self.resumed_at,
             "curve": self.curve[::stride],
+            "last_kl": self.curve[-1]["kl"] if self.curve else None,
         }
 
 

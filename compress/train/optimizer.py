@@ -37,7 +37,7 @@ def make_optimizer(
         arguments["fused"] = True  # one pass over the state instead of seven
     try:
         optimizer = kind(groups(parameters, rate), lr=rate, **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"optimizer {spec['_target_']} refuses its arguments: {error}.") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer

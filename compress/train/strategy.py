@@ -17,6 +17,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
+from compress.preparation import trainings
 from compress.train.settings import Logger, Strategy, Training
 
 if TYPE_CHECKING:
@@ -32,10 +33,8 @@ def check_trainings(stages: Mapping[str, Stage], device: str) -> None:
         UserError: DeepSpeed without CUDA or without its library, more processes than GPUs, FSDP on a 4-bit base or with
             an optimizer of bitsandbytes, a logger whose library is missing.
     """
-    for name, stage in stages.items():
-        settings = getattr(stage, "train", None)
-        if isinstance(settings, Training):
-            _check(name, stage.kind, settings, device)
+    for name, part in trainings(stages):
+        _check(name, part.kind, part.train, device)
 
 
 def _check(name: str, kind: str, settings: Training, device: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint, write_config
-from compress.data.windows import joined_windows, mixed, training_windows
+from compress.data.windows import last_windows, mixed, readable, training_windows
 from compress.errors import UserError
 from compress.runtime.loading import load_model
 from compress.writer import TensorWriter
@@ -34,11 +34,13 @@ def load_student(checkpoint: Checkpoint, context: Context) -> Any:
 
 def windows_for(settings: Training, context: Context) -> Windows:
     """The training text in windows."""
-    context.progress.say(f"reading {settings.tokens:,} training tokens of {context.corpus.name}")
+    length = readable(settings.length, context.original.config)
+    limited = f" (train.length={settings.length}: the model has {length} positions)" if length < settings.length else ""
+    context.progress.say(f"reading {settings.tokens:,} training tokens of {context.corpus.name}{limited}")
     text = training_windows(
         context.corpus.train,
         context.original.tokenizer(),
-        length=settings.length,
+        length=length,
         tokens=settings.tokens,
         seed=context.seed,
         setting="train.length",
@@ -52,16 +54,17 @@ def held_out_for(settings: Training, context: Context) -> Tensor:
     Raises:
         UserError: the held-out text is too short.
     """
-    windows = joined_windows(
-        context.corpus.heldout[::-1],
+    length = readable(settings.length, context.original.config)
+    windows = last_windows(
+        context.corpus.heldout,
         context.original.tokenizer(),
-        length=settings.length,
-        tokens=max(settings.validate_tokens, settings.devices * settings.length),
+        length=length,
+        tokens=max(settings.validate_tokens, settings.devices * length),
         setting="train.length",
     )
     if len(windows) < settings.devices:
         raise UserError(
-            f"the held-out text gives {len(windows)} windows of {settings.length} tokens to validate on, and there are "
+            f"the held-out text gives {len(windows)} windows of {length} tokens to validate on, and there are "
             f"train.devices={settings.devices} processes.",
             "Give more text or a smaller train.length.",
         )

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from compress.data.windows import MARGIN_TOKENS, joined_windows, training_windows
+from compress.data.windows import MARGIN_TOKENS, joined_windows, last_windows, training_windows
 from compress.errors import UserError
 from tests.models import SENTENCES, tiny_tokenizer
 
@@ -176,3 +176,17 @@ def test_a_text_too_short_is_refused_with_the_numbers(documents):
     total = sum(len(d.split()) for d in documents)
     with pytest.raises(UserError, match=rf"(?s)has {total} tokens, and one window needs 64.*lower evaluate.length"):
         joined_windows(documents, Words(), length=64, tokens=100, setting="evaluate.length")
+
+
+@pytest.mark.parametrize("lengths", [[4000], [40] * 100])
+def test_windows_from_the_end_leave_the_beginning_alone(lengths):
+    """Also of a single document: what validates is not what the report measures."""
+    documents = numbered(lengths)
+    words = " ".join(documents).split()
+    last = last_windows(documents, Words(), length=64, tokens=640)
+    assert last.shape == (10, 64)
+    # consecutive words of the text's end, but for the ragged rest
+    found = last.flatten().tolist()
+    begin = words.index(str(found[0]))
+    assert found == list(map(int, words[begin : begin + 640])) and begin + 640 > len(words) - 64
+    assert len(last_windows(documents, Words(), length=64, tokens=10**6)) == 4000 // 64

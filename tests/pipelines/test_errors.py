@@ -223,6 +223,60 @@ def test_too_little_memory_is_foreseen(
         compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
 
 
+def test_least_squares_need_no_room_for_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    from compress.distill.stage import Distill
+    from compress.preparation import check_memory
+    from compress.prune.stage import Compensate, Prune
+
+    memory = psutil.virtual_memory()._replace(total=10 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    cut = {"prune": Prune(), "compensate": Compensate()}
+    check_memory(cut, 10**9)
+    with pytest.raises(UserError, match="'distill' needs about 18 GiB"):
+        check_memory(cut | {"distill": Distill()}, 10**9)
+
+
+@pytest.mark.parametrize("pipeline", ["prune_iterative", "prune_search"])
+def test_healing_inside_a_stage_is_checked_before_the_work(
+    pipeline: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    more = ["train.devices=2", "train.batch=4", "train.strategy=deepspeed"]
+    with pytest.raises(UserError, match="needs CUDA"):
+        compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", *more))
+    store = ["stages.prune.heal.teacher_store=topk", "stages.prune.heal.teacher_k=100000"]
+    with pytest.raises(UserError, match="vocabulary has"):
+        compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", *store))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+pipeline=qat_nf4", "stages.quant.activations=int8_token"], "for grid=int8"),
+        (["+pipeline=qlora", "stages.recover.calibration_tokens=-5"], "at least 1"),
+        (["+pipeline=prune_only", "stages.prune.multiple=0"], "at least 1"),
+        (["+pipeline=distill_only", "train.optimizer.betas=[1.5,0.9]"], "refuses its arguments"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    arguments: list[str], said: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    pipeline, *more = arguments
+    with pytest.raises(UserError, match=said):
+        compress.run(tiny_run(pipeline.removeprefix("+pipeline="), model, text_file, tmp_path / "out", *more))
+
+
+def test_a_model_that_overflows(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    """Finite weights, but too large for what they are multiplied in."""
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.down_proj.weight"].fill_(3e38)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no finite perplexity"):
+        compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out"))
+
+
 def test_out_of_memory(
     model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,30 @@ def test_the_best_candidate_stays(model: Path, text_file: Path, tmp_path: Path, 
         assert "shapes tried" in text and f"{details['chosen']} (chosen)" in text and "Not tried: " in text
 
 
+def test_a_killed_search_tries_nothing_twice(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.prune import contest
+
+    plain, calls = contest.divergence_from, list[int]()
+
+    def counted(*arguments: Any) -> float:
+        calls.append(1)
+        if len(calls) == kill_at:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    monkeypatch.setattr(contest, "divergence_from", counted)
+    run = tiny_run("prune_search", model, text_file, tmp_path / "out", "stages.prune.prune.keep=0.7", *SKIPPED)
+    kill_at = 4  # the second candidate is cut and healed, and not wholly judged
+    with pytest.raises(KeyboardInterrupt):
+        compress.run(run)
+    kill_at, done = 0, len(calls)
+    details = compress.run(run)["stages"][0]["details"]
+    assert len(calls) - done == 2 * (len(details["candidates"]) - 1)
+    assert details["widths"] == min(details["candidates"], key=lambda row: row["kl_healed"])["widths"]
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(UserError, match="steps=0"):
         PruneInSteps(Prune(), None, Distill(), steps=0)

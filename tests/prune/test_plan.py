@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from compress.arch import FAMILIES, Shape, Widths, adapter_for
 from compress.errors import UserError
 from compress.prune.plan import Plan, Scores, compose, select
+from compress.prune.stage import Prune
 from compress.prune.target import PruneTarget, solve
 from tests.models import tiny
 
@@ -100,6 +101,13 @@ def test_explicit_fractions_stand_and_keep_takes_the_rest():
 def test_impossible_targets_are_refused_in_words(fields, problem):
     with pytest.raises(UserError, match=rf"(?s){problem}"):
         solve(SHAPE, PruneTarget(**fields), count)
+
+
+def test_other_goals_stand_in_the_place_of_keep():
+    config, _ = tiny("llama")
+    for fields in ({"bytes": 350_000}, {"latency": 0.8}):
+        assert Prune(keep=None, **fields).target().keep == Prune(**fields).target().keep
+    assert Prune(keep=None, bytes=350_000, multiple=1).widths(config) == Prune(bytes=350_000, multiple=1).widths(config)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

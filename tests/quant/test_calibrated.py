@@ -86,7 +86,7 @@ def test_layers_that_share_an_input_are_found(name: str) -> None:
 
 
 def collected(y: torch.Tensor, x: torch.Tensor) -> Collected:
-    return Collected(y.T @ y / len(y), (x - y).T @ y / len(y), [])
+    return Collected(y.T @ y / len(y), (x - y).T @ y / len(y), y.T @ y / len(y), [])
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -185,7 +185,7 @@ def test_dead_inputs_and_silence() -> None:
         weight, _ = layer(16, 64)
         found = solve(weight, weight, gram, grid_named("int4_g32"), Calibration())
         assert bool(found.levels.isfinite().all()) and found.error >= 0
-        moved = target(weight, weight * 1.1, Collected(gram, 0.1 * gram, []), None, Calibration())
+        moved = target(weight, weight * 1.1, Collected(gram, 0.1 * gram, gram, []), None, Calibration())
         assert bool(moved.isfinite().all())
         assert float(damped(gram, 0.01).diagonal().min()) > 0
 
@@ -269,3 +269,36 @@ def test_projections_that_write_to_the_stream_are_told_its_drift(monkeypatch: py
     assert missing is not None and float(missing.norm()) > 0
     torch.testing.assert_close(missing, expected, rtol=1e-3, atol=1e-5)
     assert told[order.index("model.layers.1.self_attn.q_proj")] is None
+
+
+def test_half_precision_does_not_overflow_in_the_sums() -> None:
+    from compress.quant.solve import sum_of_products
+
+    x = torch.full((4, 256, 8), 9.0, dtype=torch.float16)
+    torch.testing.assert_close(sum_of_products([x], [x], 1.0), torch.full((8, 8), 81.0), rtol=1e-2, atol=0)
+
+
+def test_without_drift_nothing_is_absorbed() -> None:
+    """Scales folded in, the original seeing only a part of the text: W' is W up to what fp32 leaves."""
+    from compress.quant.calibrated import _collect
+
+    _, model = tiny("llama")
+    path = "model.layers.0.self_attn.q_proj"
+    with torch.no_grad():
+        layers = Layers.of(model, torch.randint(3, 320, (64, 32), generator=torch.Generator().manual_seed(0)))
+        y = model.get_submodule("model.layers.0.input_layernorm")(layers.embedded)
+        scale = 1 + torch.rand(y.shape[-1], generator=torch.Generator().manual_seed(0))
+        model.get_submodule("model.layers.0.input_layernorm").weight.div_(scale)
+        seen = [batches(y)[0]]
+        assert len(batches(y)) > 1
+        settings = Calibration(absorb=1.0, ridge=1e-4)
+        found = _collect(layers, 0, layers.embedded, [path], seen, RoundedInputs(), settings)
+        dense = model.get_submodule(path).weight
+        moved = target(dense * scale, dense, found, None, settings)
+    torch.testing.assert_close(moved, dense * scale, rtol=1e-3, atol=1e-4)
+
+
+def test_plain_rounding_is_measured_against_the_plain_weight() -> None:
+    weight, x = layer(16, 64)
+    found = solve(weight, 1.1 * weight, gram_of(x), grid_named("int4_g32"), Calibration(algorithm=Algorithm.rtn))
+    assert found.error == pytest.approx(found.error_rtn) and torch.equal(found.goal, weight)

@@ -77,3 +77,19 @@ def test_int8_artifact_of_other_layouts(family: str, text_file: Path, tmp_path: 
     artifact = report["artifacts"][0]
     assert artifact["verified"], artifact["error"]
     assert compress.load(artifact["path"]).config.quantization_config.load_in_8bit
+
+
+def test_what_is_left_dense_keeps_the_scales_folded_into_it(text_file: Path, tmp_path: Path, cache: Path) -> None:
+    """Rows of 64 do not fit blocks of 128: up_proj stays dense, and AWQ's scales of down_proj are in it."""
+    from tests.models import save
+
+    save("llama", tmp_path / "model")
+    shared = [*arguments(tmp_path / "model", text_file, tmp_path), "own_text.tokens=512", "train.precision=fp32"]
+    fields = ["stages.quant.grid=int4_g128", "stages.quant.scaling=awq", "stages.quant.calibration.tokens=512"]
+    rounded = compress.run(
+        ["+pipeline=nf4", "quant@stages.quant=grid", "stages.quant.algorithm=gptq", *fields, *shared]
+    )
+    still = ["train.tokens=200", "stages.quant.train.rate=1e-9"]
+    trained = compress.run(["+pipeline=qat_nf4", *fields, *still, *shared])
+    kl_rounded, kl_trained = (report["stages"][-1]["metrics"]["kl_to_teacher"] for report in (rounded, trained))
+    assert kl_trained == pytest.approx(kl_rounded, rel=0.1)

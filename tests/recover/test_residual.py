@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from compress.recover.residual import low_rank
@@ -42,6 +43,15 @@ def test_input_never_seen_divides_by_nothing() -> None:
     gram[3] = 0
     a, b = low_rank(torch.randn(8, 8), 2, gram)
     assert bool(a.isfinite().all()) and bool(b.isfinite().all())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_residual_of_lower_rank_gives_no_long_directions(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    e = torch.randn(64, 2, generator=generator) @ torch.randn(2, 32, generator=generator)
+    a, b = low_rank(e, 16)
+    assert (e - b @ a).norm() < 1e-3 * e.norm()
+    assert torch.equal(low_rank(torch.zeros(64, 32), 16)[1], torch.zeros(64, 16))
 
 
 def test_rank_beyond_the_matrix_is_zero() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
 from compress.export.base import SAME_BF16, SAME_FP32, SAME_SCHEME, Expectation, Export
+from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,6 @@ class CompressedTensorsExport(Export):
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Also refuse families whose projections are no nn.Linear."""
-        super().check(checkpoint)
         from compress.arch import adapter_for
 
         if adapter_for(checkpoint.config).modules.conv1d:
@@ -67,6 +67,17 @@ class CompressedTensorsExport(Export):
                 f"compressed-tensors has no words for the projections of {checkpoint.config.model_type} (Conv1D).",
                 "Leave the export out, or write gguf: export@export.gguf=gguf.",
             )
+
+    def check_grid(self, grid: str) -> None:
+        """INT8 and INT4 only."""
+        from compress.export.compressed_tensors.write import kind_of, nothing_found
+        from compress.grids import grid_named
+
+        if grid == DENSE:
+            if self.scheme is Scheme.auto:
+                raise nothing_found()
+        elif kind_of("the model", grid_named(grid), self.scheme, None) is None:
+            raise nothing_found()
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """Plain transformers; vLLM reads the same folder."""
@@ -90,7 +101,7 @@ class CompressedTensorsExport(Export):
 
         pipeline, emulated = expected(checkpoint, self.scheme, self.group, ids, load)
         if emulated is None:
-            whole = checkpoint.raw_config.get("dtype") in (None, "float32")
+            whole = checkpoint.dtype_name == "float32"
             return Expectation(pipeline, self.within(SAME_FP32 if whole else SAME_BF16))
         scheme = "weights as written, activations rounded to 8 bits per token with 127.5 steps"
         return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)

@@ -91,7 +91,7 @@ def write_folder(checkpoint: Checkpoint, scheme: Scheme, group: int, folder: Pat
     kinds: dict[Kind, list[str]] = {}
     left: list[str] = []
     linears = set(linear_paths(checkpoint.config))
-    dtype = getattr(torch, checkpoint.raw_config.get("dtype") or "float32")
+    dtype = getattr(torch, checkpoint.dtype_name)
     for name, value, kind in chosen(checkpoint, scheme, group):
         path = name.removesuffix(".weight")
         if kind is None:
@@ -105,13 +105,17 @@ def write_folder(checkpoint: Checkpoint, scheme: Scheme, group: int, folder: Pat
         for part, tensor in stored(path, value, kind).items():
             writer.add(part, tensor)
     if not kinds:
-        raise UserError(
-            "the export compressed_tensors finds no weights on an INT8 or INT4 grid.",
-            "Quantize on one (quant@stages.quant=int8), or have the dense ones rounded: "
-            "export.compressed_tensors.scheme=w8a8.",
-        )
+        raise nothing_found()
     writer.close()
     write_config(folder, checkpoint.config, {"quantization_config": quantization_config(kinds, left)})
+
+
+def nothing_found() -> UserError:
+    """What is said where there is nothing to write."""
+    return UserError(
+        "the export compressed_tensors finds no weights on an INT8 or INT4 grid.",
+        "Quantize on one (quant@stages.quant=int8), or have dense ones rounded: its scheme=w8a8, or w4a16.",
+    )
 
 
 def quantization_config(kinds: dict[Kind, list[str]], left: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
 from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
+from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,15 @@ class ExecutorchExport(Export):
             raise UserError(f"export.group={self.group} is not a group size of XNNPACK.", f"Give one of {GROUPS}.")
         if self.context < SHORTEST:
             raise UserError(f"export.context={self.context} must be at least {SHORTEST}.")
+
+    def check_grid(self, grid: str) -> None:
+        """XNNPACK has products for INT8 and symmetric INT4, and dense weights can be rounded to them."""
+        products = (DENSE, "int8", *(f"int4_g{group}" for group in GROUPS))
+        if self.type is EIGHT_FOUR and grid not in products:
+            raise UserError(
+                f"the export executorch would round twice: the model is on the grid {grid}, and type=8da4w.",
+                "Give the export type=fp32, or quantize on a grid of XNNPACK: int8 or a symmetric int4.",
+            )
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """ExecuTorch's own."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.checkpoint import PLAN
+from compress.data.windows import readable
 from compress.errors import UserError
 from compress.export.embedding import Int8Embedding
 from compress.export.emulate import answer, rounded_inputs, tokens_to_asymmetric_int8
@@ -56,7 +57,7 @@ def write_program(checkpoint: Checkpoint, settings: ExecutorchExport, folder: Pa
         model.get_submodule(path).weight = nn.Parameter(_torchao(found), requires_grad=False)
     config = checkpoint.config
     shape = adapter_for(config).shape(config)
-    context = min(settings.context, getattr(config, "max_position_embeddings", None) or settings.context)
+    context = readable(settings.context, config)
     program = Program(model, shape.layers, shape.kv_heads, shape.head_dim, context)
     ends = config.eos_token_id
     metadata = {

@@ -7,7 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional
 
+from compress.errors import UserError
 from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
+from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,11 +57,27 @@ class GGUFExport(Export):
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Also refuse models that llama.cpp would run as something else."""
-        super().check(checkpoint)
         from compress.export.gguf.header import check_family, words_cut
 
         check_family(checkpoint.config)
         words_cut(checkpoint.tokenizer())
+        names = [name for name in checkpoint.shards if name.endswith("weight")]
+        for part in self.tensors:
+            if not any(part in name for name in names):
+                raise UserError(
+                    f"export.tensors names {part!r}, which is in the name of no weight of this model.",
+                    f"Names are such as {names[len(names) // 2]}.",
+                )
+
+    def check_grid(self, grid: str) -> None:
+        """What lies on another grid than ggml's is decoded, into f16 only."""
+        from compress.grids import GGUF, grid_named
+
+        if grid != DENSE and self.type is not GGUFType.f16 and not isinstance(grid_named(grid), GGUF):
+            raise UserError(
+                f"the export gguf would round twice: the model is on the grid {grid}, and type={self.type.value}.",
+                "Quantize on a GGUF grid instead (q4_0, q8_0, q5_0, q5_1), or give the export type=f16.",
+            )
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """llama.cpp through llama-cpp-python."""

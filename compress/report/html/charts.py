@@ -100,7 +100,13 @@ def note(axes: Axes, text: str, where: tuple[float, float], *, colour: str, shif
     )
 
 
-def training(name: str, label: str, curve: Sequence[Mapping[str, float]], stride: int) -> str:
+def training(
+    name: str,
+    label: str,
+    curve: Sequence[Mapping[str, float]],
+    stride: int,
+    validations: Sequence[Mapping[str, float]] = (),
+) -> str:
     """Loss per step with its running mean, and the learning rate below on the same steps.
 
     Args:
@@ -108,6 +114,7 @@ def training(name: str, label: str, curve: Sequence[Mapping[str, float]], stride
         label: for who cannot see it.
         curve: points with `loss` and `rate`.
         stride: steps from one point to the next.
+        validations: `step` and held-out `loss`, drawn as dots.
     """
     points = [
         (1 + index * stride, float(point["loss"]), float(point["rate"]))
@@ -126,6 +133,9 @@ def training(name: str, label: str, curve: Sequence[Mapping[str, float]], stride
         above.plot(steps, losses, color=FIRST, linewidth=1 if many else 2, alpha=0.45 if many else 1, marker=marker)
         if many:
             above.plot(steps, running_mean(losses), color=FIRST, linewidth=2.4)
+        held_out = [(found["step"], found["loss"]) for found in validations if math.isfinite(found["loss"])]
+        if held_out:
+            above.plot(*zip(*held_out, strict=True), color=SECOND, linewidth=1, marker="o", markersize=4)
         below.plot(steps, rates, color=SECOND, linewidth=2, marker=marker)
         if min(losses) > 0 and max(losses) > 30 * min(losses):
             above.set_yscale("log")

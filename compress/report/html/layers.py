@@ -82,7 +82,8 @@ def pruning(index: int, stage: Mapping[str, Any]) -> str:
             f"chart-influence{index}",
             "Influence of each layer",
             influence,
-            "1 − cosine of what enters and what leaves the layer, on calibration text; numbered as in the original.",
+            "1 − cosine of what enters and what leaves the layer, on calibration text; numbered as in the original."
+            + chosen_otherwise(stage["fields"]),
             legend(("first", "kept"), ("dropped", "dropped")) if dropped else "",
         ),
         figure(
@@ -93,6 +94,12 @@ def pruning(index: int, stage: Mapping[str, Any]) -> str:
             legend(("first", "kept"), ("dropped", "removed")),
         ),
     )
+
+
+def chosen_otherwise(fields: Mapping[str, Any]) -> str:
+    """A sentence where layers were dropped by another measure than the one drawn."""
+    by = fields.get("layer_importance", "block_influence")
+    return "" if by == "block_influence" else f" Layers were chosen by another measure: {by}."
 
 
 def kept_groups(plan: Mapping[str, Any]) -> dict[int, list[int]]:
@@ -128,14 +135,21 @@ def tasks(report: Mapping[str, Any]) -> str:
 
 def artifacts(report: Mapping[str, Any]) -> str:
     """What can be shipped, with the figures of its round trip."""
-    parts = []
+    rows = form.runtime_rows(report)
+    parts = [table("Artifacts in their runtimes", form.RUNTIME_HEADER, rows)] if rows else []
     for artifact in report["artifacts"]:
+        emulation = artifact.get("emulation")
+        judged: list[tuple[str, object]] = []
+        if emulation:
+            judged = [(f"mean KL to an emulation ({emulation['scheme']})", f"{emulation['mean_kl']:.2e}")]
         first = artifact["first_difference"]
         pairs: list[tuple[str, object]] = [
             ("verdict", "verified" if artifact["verified"] else f"FAILED: {artifact['error']}"),
             ("format", artifact["format"] + (", adapter beside the base" if artifact.get("adapter") else "")),
             ("size", f"{form.size(artifact['bytes'])} ({artifact['bytes']} bytes)"),
+            ("runtime", form.runtime_of(artifact)),
             ("mean KL to the pipeline's model", f"{artifact['mean_kl']:.2e}"),
+            *judged,
             ("largest KL of a position", f"{artifact['max_kl']:.2e}"),
             ("top-1 agreement", f"{artifact['top1_agreement']:.1%}"),
             ("first different token", "none" if first is None else f"at position {first}"),
@@ -150,7 +164,7 @@ def artifacts(report: Mapping[str, Any]) -> str:
 
 def reproduce(report: Mapping[str, Any]) -> str:
     """Everything needed to make it again."""
-    model, text = report["model"], report["text"]
+    model, text, other = report["model"], report["text"], report["second_text"]
     pairs: list[tuple[str, object]] = [
         ("seed", report["seed"]),
         ("device", f"{report['device']}, {report['threads']} threads, {report['machine']}"),
@@ -158,6 +172,8 @@ def reproduce(report: Mapping[str, Any]) -> str:
         ("model", f"{model['name']}, licence: {model['licence'] or 'not stated'}. {model['note']}".strip()),
         ("text", f"{text['name']}: {text['origin']}"),
         ("text's fingerprint", text["fingerprint"]),
+        ("other text", f"{other['name']}: {other['origin']}, {other['fingerprint']}"),
+        ("weights at the start", model["weights"] + f", commit {model['commit']}" * bool(model["commit"])),
         ("protocol", report["protocol"]),
         ("took", form.duration(report["seconds"])),
         ("where", report["output"]),

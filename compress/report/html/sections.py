@@ -174,7 +174,11 @@ def training(report: Mapping[str, Any]) -> str:
         # every so many steps have one point, the first step the first
         stride = math.ceil(details["steps"] / len(curve))
         chart = charts.training(
-            f"curve{index}", f"Line chart: loss and learning rate over the steps of {stage['name']}", curve, stride
+            f"curve{index}",
+            f"Line chart: loss and learning rate over the steps of {stage['name']}",
+            curve,
+            stride,
+            details.get("validations") or (),
         )
         drawn.append(figure(f"chart-curve{index}", f"{stage['name']} ({stage['kind']})", chart, told(details, chart)))
     return section("training", "Training", figures(*drawn))
@@ -189,6 +193,9 @@ def told(details: Mapping[str, Any], chart: str) -> str:
     if details["resumed_at_step"]:
         parts.append(f"went on at step {details['resumed_at_step']} after an interruption")
     sentence = ", ".join(parts) + "."
+    if validations := details.get("validations"):
+        best = min(validations, key=lambda found: found["loss"])
+        sentence += f" Dots: loss on held-out text, lowest {best['loss']:.4g} at step {best['step']}."
     lost = sum(not math.isfinite(point["loss"]) for point in curve)
     if lost:
         sentence += f" The loss of {lost} of {len(curve)} points is not finite; they are not drawn."

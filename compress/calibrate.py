@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compress.data.windows import CALIBRATION_WINDOW, cut_to, joined_windows, readable, spread_windows
+from compress.data.mixing import cut_to
+from compress.data.windows import CALIBRATION_WINDOW, joined_windows, readable, spread_windows
 from compress.runtime.loading import load_model
 from compress.train.module import last_hidden
 

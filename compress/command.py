@@ -29,6 +29,12 @@ UNWRITABLE = {
     errno.ENAMETOOLONG,
 }
 
+MEANT = {
+    "EmbeddedModel": "A model of yours is model=hf model.path=DIR_OR_ID. ",
+    "Sotu": "A text of yours is data=text data.path=FILE_OR_FOLDER. ",
+    "PythonDocs": "Another text of yours is data@second=text second.path=FILE_OR_FOLDER. ",
+}
+"""Of what is there by default -> what somebody who sets something else in it has probably forgotten."""
 UNFINISHED = {"config.yaml", "run.log", "run.json", "logs", ".hydra", "compress.log"}
 """What a run that did not come to its end leaves in its folder."""
 GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", "prune", "distill", "quant", "recover", "export")
@@ -205,7 +211,11 @@ def _config_message(chain: list[BaseException]) -> tuple[str, str]:
         meant = near[0] if near else match[1]
         return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
     if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", " ".join(map(str, chain))):
-        return f"there is no setting {match[1]!r} in {match[2]}.", "See 'python -m compress --help' for all settings."
+        meant = MEANT.get(match[2], "")
+        return (
+            f"there is no setting {match[1]!r} in {match[2]}.",
+            f"{meant}The same command with --help shows all settings.",
+        )
     return _first_line(
         " \n".join(map(str, chain[:2]))
     ) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."

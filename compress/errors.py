@@ -24,4 +24,4 @@ def disk_is_full(error: BaseException) -> bool:
     """Whether writing failed for want of room; torch and safetensors say so in words of their own."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return bool(re.search(r"No space left on device|Disk quota exceeded|inline_container\.cc.*write", str(error), re.S))
+    return bool(re.search(r"No space left on device|Disk quota exceeded|inline_container\.cc.*writ", str(error), re.S))

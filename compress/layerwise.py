@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.arch import adapter_for
+from compress.runtime.attention import faster_attention
 from compress.train.module import last_hidden
 
 BATCH_TOKENS = 1024
@@ -70,7 +71,8 @@ class Layers:
         """Layer `index` on some windows."""
         layers: Any = self.model.get_submodule(adapter_for(self.model.config).modules.layers)
         args, kwargs = self.calls[index]
-        out = layers[index](hidden, *args, **kwargs)
+        with faster_attention(self.model.config, hidden):
+            out = layers[index](hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
 

@@ -53,6 +53,8 @@ class Run:
 
     def execute(self) -> dict[str, Any]:
         """Everything, in order; returns the report."""
+        from compress.export.manifest import write_manifests
+        from compress.report.card import write_cards
         from compress.report.write import write_reports
 
         preparation.check_writable(self.output, "output=DIR")
@@ -70,34 +72,17 @@ class Run:
         folder = self.output / "artifacts"
         artifacts = self.exports.deliver(current.checkpoint, folder, self.evaluator, self.threads)
         report = self._report(current, artifacts)
-        self._finish_artifacts(report)
+        write_cards(report)
+        write_manifests([Path(artifact["path"]) for artifact in artifacts])
         write_reports(report, self.output, self.config.report)
         return report
-
-    def _finish_artifacts(self, report: dict[str, Any]) -> None:
-        """A card that tells the whole run, and a manifest over everything that ships."""
-        from compress.export.manifest import write_manifest
-        from compress.report.card import render
-
-        for artifact in report["artifacts"]:
-            folder = Path(artifact["path"])
-            if not folder.is_dir():
-                continue
-            if artifact["metrics"]:
-                (folder / "README.md").write_text(render(report, artifact))
-            write_manifest(folder)
 
     def _start(self) -> None:
         """Load what is asked for, and refuse what cannot work, before anything is computed."""
         config = self.config
         self.device = preparation.check_device(config.device.value)
-        check_trainings(config.stages, self.device)
         self.exports = Artifacts(config.export, self.progress)
-        self.exports.check_packages()
-        for text in (config.data, config.second):
-            if hasattr(text, "check"):
-                text.check()
-        check_tasks(config.evaluate.tasks, config.evaluate.tasks_path)
+        check_at_once(config, self.exports, self.device)
         with self.progress.bar("reading the model (fetched once, then from the cache)", 1) as advance:
             self.source = config.model.resolve()
             teacher = config.teacher.resolve() if config.teacher is not None else self.source
@@ -244,14 +229,7 @@ class Run:
     def _report(self, current: Known, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
         from compress.report.build import Facts, build_report
 
-        measured = [artifact["metrics"] for artifact in artifacts if artifact["metrics"]]
-        final = measured[0] if measured else self.rows[-1]["metrics"]
-        weights = current.weights + current.sidecars
-        behaviour = self.evaluator.behaviour(current.checkpoint, weights)
-        # what ships is as fast as its runtime makes it
-        first = next((artifact for artifact in artifacts if artifact["metrics"]), None)
-        if first is not None and first["speed"]:
-            behaviour |= {"speed": first["speed"]}
+        behaviour = self.evaluator.behaviour(current.checkpoint, current.weights + current.sidecars)
         facts = Facts(
             overrides=self.overrides,
             config=self.config,
@@ -262,7 +240,7 @@ class Run:
             run=self.run_key,
             baseline=self.baseline,
             stages=self.rows,
-            final=final | behaviour,
+            behaviour=behaviour,
             artifacts=artifacts,
             left_out=self.exports.left_out,
             output=self.output,
@@ -278,6 +256,20 @@ class Run:
             f"perplexity {quality['ppl']:.2f}, KL to the original {quality['kl_to_teacher']:.3f} "
             f"(other text: {quality[SECOND + 'kl_to_teacher']:.3f})" + (", from the store" if cached else "")
         )
+
+
+def check_at_once(config: Config, exports: Artifacts, device: str) -> None:
+    """What can be known before a byte of the model is read, or fetched.
+
+    Raises:
+        UserError: a package is missing, a text is not there, a task is unknown, or a training cannot run this way.
+    """
+    check_trainings(config.stages, device)
+    exports.check_packages()
+    for text in (config.data, config.second):
+        if hasattr(text, "check"):
+            text.check()
+    check_tasks(config.evaluate.tasks, config.evaluate.tasks_path)
 
 
 def run(

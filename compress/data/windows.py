@@ -1,9 +1,8 @@
 """From documents to windows of tokens: one form for training, one for perplexity.
 
 Training windows never hold two documents of the text, so nothing leaks from one to the next without any mask but the
-causal one; a short last piece is padded on the right, where causal attention does not see it. Only what the model wrote
-itself, in pieces of one length, is joined to fill longer windows. Perplexity windows follow the usual
-protocol: the text joined as it stands, cut without overlap, the ragged rest dropped.
+causal one; a short last piece is padded on the right, where causal attention does not see it. Perplexity windows
+follow the usual protocol: the text joined as it stands, cut without overlap, the ragged rest dropped.
 """
 
 from __future__ import annotations
@@ -278,39 +277,3 @@ def _first_tokens(text: str, tokenizer: Any, count: int) -> list[int]:
         if whole or len(ids) >= count + MARGIN_TOKENS:
             return ids[:count]
         size *= 2
-
-
-def cut_to(windows: torch.Tensor, length: int) -> torch.Tensor:
-    """Full windows [n, width] as full windows [m, length]; pieces that are left over are dropped, none is joined.
-
-    A `length` above the width leaves them as they are.
-    """
-    width = windows.shape[1]
-    if length >= width:
-        return windows
-    return windows[:, : width // length * length].reshape(-1, length)
-
-
-def fitted(windows: torch.Tensor, length: int) -> torch.Tensor:
-    """Full windows [n, width] as windows [m, at most length]: cut, or several whole ones joined end to end."""
-    together = min(length // windows.shape[1], len(windows))
-    if together < 2:
-        return cut_to(windows, length)
-    return windows[: len(windows) // together * together].reshape(-1, together * windows.shape[1])
-
-
-def mixed(text: Windows, own: torch.Tensor, share: float, seed: int) -> Windows:
-    """`text` with the fraction `share` of its windows replaced by windows of `own` [n, width], repeated if need be."""
-    import torch
-
-    length = text.ids.shape[1]
-    replaced = round(share * len(text.ids)) if own.numel() else 0
-    if not replaced:
-        return text
-    pieces = fitted(own, length).to(torch.int32)
-    chosen = pieces[torch.arange(replaced) % len(pieces)]
-    lengths = torch.full((replaced,), chosen.shape[1], dtype=torch.int32)
-    chosen = torch.nn.functional.pad(chosen, (0, length - chosen.shape[1]), value=int(text.ids[0, -1]))
-    order = torch.randperm(len(text.ids), generator=torch.Generator().manual_seed(seed))
-    ids = torch.cat([text.ids[replaced:], chosen])[order]
-    return Windows(ids, torch.cat([text.lengths[replaced:], lengths])[order])

@@ -84,6 +84,10 @@ class Batch:
     length: int
     bf16: bool
     """Computed in bf16 (autocast) or in fp32."""
+    checkpointing: bool = False
+    """Of every layer its input alone is kept, and one layer's activations at a time."""
+    moments: int = 8
+    """Bytes of the optimizer's state for a trained parameter."""
 
     @property
     def tokens(self) -> int:
@@ -170,10 +174,12 @@ def training(form: Form, batch: Batch, trained: int, master: int) -> dict[str, i
     """
     vocab, h = form.shape.vocab, form.widths.hidden
     activations = form.widths.layers * layer_activations(form, batch)
+    if batch.checkpointing:
+        activations = layer_activations(form, batch) + form.widths.layers * 4 * batch.tokens * h
     return {
         "weights": master,
         "gradients": GRADIENT * trained,
-        "optimizer state": MOMENTS * trained,
+        "optimizer state": batch.moments * trained,
         "autocast copies": AUTOCAST * trained if batch.bf16 else 0,
         "activations": activations,
         "freed between them": round(HOLES * activations) if form.rank else 0,

@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from compress.data.windows import CALIBRATION_WINDOW
 from compress.estimate.form import Form
 from compress.estimate.grids import BudgetFormat, OwnFormat, block_of_grid, laid_out
 from compress.estimate.layouts import DENSE
 from compress.estimate.memory import AUTOCAST, Batch, layer_activations, loaded, training
 from compress.estimate.work import (
     GRAMS_AT_A_TIME,
-    WINDOW,
     Effect,
     Phase,
     World,
@@ -59,7 +59,7 @@ def mixed(stage: Any, form: Form, world: World) -> Effect:
     """Sensitivities first: one window with gradients, Gram matrices, one layer on every grid."""
     del world
     n = min(MEASURED_TOKENS, stage.calibration.tokens)
-    window = Batch(1, WINDOW, True)
+    window = Batch(1, CALIBRATION_WINDOW, True)
     terms = {
         "activations": form.widths.layers * layer_activations(form, window),
         "logits": 3 * 4 * window.tokens * form.shape.vocab,
@@ -67,7 +67,7 @@ def mixed(stage: Any, form: Form, world: World) -> Effect:
         "one weight on a grid": 5 * 4 * max(largest_linear(form), form.count("embedding")),
     }
     solved = len(stage.candidates) * _feedback(form)
-    walks = 3 * forward(form, n, WINDOW) + 3 * head(form, n)
+    walks = 3 * forward(form, n, CALIBRATION_WINDOW) + 3 * head(form, n)
     grid = max(stage.candidates, key=lambda name: 1 / (block_of_grid(name) or 1 << 20))
     phases = (
         Phase("measuring sensitivity", terms, form.bytes, walks, _moments(form, n) + solved),

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from compress.data.windows import CALIBRATION_WINDOW
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format
-from compress.estimate.memory import GRADIENT, MASTER, MOMENTS, loaded, training
+from compress.estimate.memory import GRADIENT, MASTER, loaded, training
 from compress.estimate.quantizing import mixed, post_training, qat
 from compress.estimate.work import (
     GRAMS_AT_A_TIME,
-    WINDOW,
     Effect,
     Phase,
     World,
@@ -37,7 +37,7 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
     """One walk over the calibration text, then one cut tensor in memory at a time."""
     del world
     after = replace(form, widths=stage.widths(form.config))
-    walk = Phase("scoring", walk_terms(form), form.bytes, forward(form, stage.calibration_tokens, WINDOW))
+    walk = Phase("scoring", walk_terms(form), form.bytes, forward(form, stage.calibration_tokens, CALIBRATION_WINDOW))
     cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
     return Effect(after, (walk, cut))
 
@@ -59,7 +59,7 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
         "normal equations": m * m * (4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
         "solved weights": 2 * form.widths.layers * h * (m + q),
     }
-    passes = 2 * forward(teacher, n, WINDOW) + 3 * forward(form, n, WINDOW)
+    passes = 2 * forward(teacher, n, CALIBRATION_WINDOW) + 3 * forward(form, n, CALIBRATION_WINDOW)
     normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h)
     solve = form.widths.layers * 2 * (m**3 / 3 + 2 * m * m * h + q**3 / 3 + 2 * q * q * h)
     fit = Phase("least squares", terms, form.bytes + teacher.bytes, passes, normal + solve)
@@ -79,7 +79,10 @@ def search(stage: Any, form: Form, world: World) -> Effect:
     for name, (prune_stage, _) in possible.items():
         parts = [part for part in (prune_stage, stage.compensate, stage.healing(stage.brief)) if part is not None]
         effect = repeated(parts, form, world, [name])
-        work = 2 * (forward(form, stage.judge_tokens, WINDOW) + forward(effect.form, stage.judge_tokens, WINDOW))
+        work = 2 * (
+            forward(form, stage.judge_tokens, CALIBRATION_WINDOW)
+            + forward(effect.form, stage.judge_tokens, CALIBRATION_WINDOW)
+        )
         judged = Phase(f"judging, {name}", walk_terms(form), form.bytes + effect.form.bytes, work)
         after, phases, tokens = effect.form, [*phases, *effect.phases, judged], tokens + effect.train_tokens
     return Effect(after, tuple(phases), tokens)
@@ -117,7 +120,7 @@ def qlora(stage: Any, form: Form, world: World) -> Effect:
             "one layer's factors": 4 * biggest + 4 * square,
         }
         tokens = stage.calibration_tokens if weighted else 0
-        walk = forward(world.dense, tokens, WINDOW)
+        walk = forward(world.dense, tokens, CALIBRATION_WINDOW)
         sums = tokens * 2.0 * sum(width * width for _, width in form.linears_of_a_layer()) * form.widths.layers
         eigen = 9.0 * form.widths.layers * sum(min(out, width) ** 3 for out, width in form.linears_of_a_layer())
         phases.append(Phase("adapters from the residual", terms, world.dense.bytes, walk, sums + eigen))
@@ -142,7 +145,7 @@ def general(stage: Any, form: Form, world: World) -> Effect:
             "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
             "one layer's inputs": 4 * n * form.widths.hidden,
         }
-        phases.append(Phase("calibrating", terms, form.bytes, 2 * forward(form, n, WINDOW)))
+        phases.append(Phase("calibrating", terms, form.bytes, 2 * forward(form, n, CALIBRATION_WINDOW)))
     tokens = 0
     if hasattr(stage, "train"):
         tokens = stage.train.tokens
@@ -190,7 +193,7 @@ def _full(settings: Any, form: Form, world: World, trained: int) -> tuple[Phase,
     terms = training(form, batch, trained, master=master)
     products = 2 if trained == form.count() else 1
     work = Phase("training", terms, world.original.bytes, *training_work(settings, form, world, 3, trained, products))
-    held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": MOMENTS * trained}
+    held = {"weights": master, "gradients": GRADIENT * trained, "optimizer state": batch.moments * trained}
     waiting = held | {"the tensor to write": 2 * largest_linear(form)}
     return work, Phase("writing", waiting, form.bytes, moved=4.0 * form.bytes)
 

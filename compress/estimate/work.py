@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from compress.data.windows import CALIBRATION_WINDOW
 from compress.estimate.form import Form
-from compress.estimate.memory import Batch, layer_activations, loaded
+from compress.estimate.memory import MOMENTS, Batch, layer_activations, loaded
 
-WINDOW = 256
-"""Tokens of a calibration window (`compress.calibrate.WINDOW`)."""
 GRAMS_AT_A_TIME = 1 << 30
 """`compress.calibrate.GRAM_BYTES`."""
 
@@ -86,14 +85,21 @@ def gram_bytes(form: Form, limit: int) -> int:
 def micro_batch(settings: Any, bf16: bool) -> Batch:
     """Of a `compress.train.settings.Training`."""
     precision = getattr(settings.precision, "value", settings.precision)
+    optimizer = str(settings.optimizer.get("_target_", "")).rpartition(".")[2].lower()
+    # AdamW's two in fp32, or in 8 bits; one of momentum alone
+    moments = 2 if "8bit" in optimizer else 4 if optimizer in ("sgd", "lion", "adagrad") else MOMENTS
     return Batch(
-        settings.batch // settings.accumulate, settings.length, {"bf16": True, "fp32": False}.get(precision, bf16)
+        max(1, settings.batch // settings.accumulate // settings.devices),
+        settings.length,
+        {"bf16": True, "fp32": False}.get(precision, bf16),
+        settings.activation_checkpointing,
+        moments,
     )
 
 
 def walk_terms(form: Form) -> dict[str, int]:
     """One window through the model without gradients: a layer's results at a time."""
-    return {"activations": layer_activations(form, Batch(1, WINDOW, True))} | loaded(form)
+    return {"activations": layer_activations(form, Batch(1, CALIBRATION_WINDOW, True))} | loaded(form)
 
 
 def encoding(before: Form, held: Mapping[str, int] | None = None) -> Phase:
@@ -108,6 +114,7 @@ def training_work(
 ) -> tuple[float, float, float]:
     """(operations, exact operations, bytes moved) of a training run: `passes` forward-sized ones of the student."""
     tokens, length = settings.tokens, settings.length
+    passes += int(settings.activation_checkpointing)  # every layer once more
     operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
     operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
     steps = tokens / max(1, settings.batch * settings.length)

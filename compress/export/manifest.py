@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def write_manifest(folder: Path) -> dict[str, Any]:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def write_manifests(folders: Iterable[Path]) -> None:
+    """Of everything that ships; an artifact that could not be written has no folder."""
+    for folder in folders:
+        if folder.is_dir():
+            write_manifest(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -31,12 +31,18 @@ from compress.quant.fold import best_scale, edges
 from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, Collected, Solved, solve, sum_of_products, target
 from compress.quant.stage import Activations, Scaling
+from compress.train.norms import fuse_norms
 
 FOLD_TOKENS = 4096
 """Tokens that the scales of the folds are searched on."""
 DRIFT_TOKENS = 16384
 """Tokens that the original goes through too. C and D are small corrections, held back by a ridge: they need less text
 than H, the curvature that all rounding follows."""
+
+
+ENOUGH = 16
+"""Tokens for every column of H, beside those that the original goes through too. Of a longer text that many make up H,
+from every so many windows: the noise of the curvature is no longer what limits the result."""
 
 
 Found = Callable[[str, Solved], None]
@@ -73,6 +79,8 @@ def calibrate(
         The range of each layer's inputs, where these are rounded to a static one.
     """
     modules = adapter_for(student.config).modules
+    for model in (student, teacher):
+        fuse_norms(model)
     rounded = RoundedInputs(settings.activations)
     followed = windows[: followed_windows(windows)]
     s, t = Layers.of(student, windows), Layers.of(teacher, followed)
@@ -188,10 +196,12 @@ def _collect(
                 layers.run(index, x)
     seen = rounded.settle(group, seen)
     of_followed, rest = seen[: len(dense)], seen[len(dense) :]
+    every = sum(x.shape[0] * x.shape[1] for x in rest) // (ENOUGH * seen[0].shape[-1])
+    rest = rest[:: max(1, every)]
     followed = sum_of_products(of_followed, of_followed, settings.first_token)
     h = followed
     if rest:
-        part = sum(map(len, of_followed)) / sum(map(len, seen))
+        part = sum(map(len, of_followed)) / sum(map(len, [*of_followed, *rest]))
         h = torch.lerp(sum_of_products(rest, rest, settings.first_token), followed, part)
     if not bool(h.diagonal().isfinite().all()):
         raise UserError(

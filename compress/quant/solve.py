@@ -19,6 +19,8 @@ from compress.quant.gptq import Rounded, descend, feedback
 from compress.quant.scales import refit, search
 from compress.quant.stage import Activations, Algorithm, Scaling
 
+COLUMNS = 256
+"""Of a second moment, added up together."""
 SINKS = 4
 """Positions at the start of a window whose activations may be massive (arXiv 2402.17762)."""
 
@@ -82,6 +84,7 @@ def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token
         right: batches [windows, length, right width].
         first_token: weight of each window's first token.
     """
+    same = left is right
     total = torch.zeros(left[0].shape[-1], right[0].shape[-1], device=left[0].device)
     weights = torch.ones(SINKS, device=total.device)
     weights[0] = first_token
@@ -92,9 +95,19 @@ def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token
         if x.shape[1] > SINKS:
             rest = [z[:, SINKS:].flatten(0, 1) for z in (x, y)]
             x_rest, y_rest = (z.bfloat16() if z.dtype is torch.float16 else z for z in rest)
-            total += x_rest.t() @ y_rest
+            if same:
+                _add_upper(total, x_rest)
+            else:
+                total += x_rest.t() @ y_rest
         count += x.shape[0] * (x.shape[1] - 1 + first_token)
-    return total / count
+    return (total.triu() + total.triu(1).t() if same else total) / count
+
+
+def _add_upper(total: Tensor, rows: Tensor) -> None:
+    """Add the part of rows^T rows that is not below its diagonal, block by block: little more than half the work."""
+    for first in range(0, len(total), COLUMNS):
+        part = slice(first, min(first + COLUMNS, len(total)))
+        total[part, first:] += rows[:, part].t() @ rows[:, first:]
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:

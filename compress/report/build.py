@@ -32,7 +32,8 @@ class Facts:
     run: dict[str, Any]
     baseline: dict[str, Any]
     stages: list[dict[str, Any]]
-    final: dict[str, Any]
+    behaviour: dict[str, Any]
+    """Of the last model, in the pipeline."""
     artifacts: list[dict[str, Any]]
     left_out: dict[str, str]
     """Exports that were not written, and why."""
@@ -42,7 +43,7 @@ class Facts:
 
 def build_report(facts: Facts) -> dict[str, Any]:
     """Everything a run found out, JSON-able."""
-    config, source, baseline, final = facts.config, facts.source, facts.baseline, facts.final
+    config, source, baseline, final = facts.config, facts.source, facts.baseline, final_figures(facts)
     return {
         "pipeline": config.name,
         "command": " ".join(["python -m compress", *map(shlex.quote, facts.overrides)]),
@@ -77,6 +78,15 @@ def build_report(facts: Facts) -> dict[str, Any]:
         "output": str(facts.output),
         "seconds": facts.seconds,
     }
+
+
+def final_figures(facts: Facts) -> dict[str, Any]:
+    """Of what ships: the first artifact that was measured, as fast as its runtime makes it, else the last stage."""
+    first = next((artifact for artifact in facts.artifacts if artifact["metrics"]), None)
+    if first is None:
+        last = facts.stages[-1]["metrics"] if facts.stages else facts.baseline
+        return last | facts.behaviour
+    return first["metrics"] | facts.behaviour | ({"speed": first["speed"]} if first["speed"] else {})
 
 
 def text_facts(corpus: Corpus) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.report import format as form
@@ -174,3 +175,10 @@ def loading(artifact: Mapping[str, Any]) -> str:
         "# the adapter beside the 4-bit base is applied by itself (peft and bitsandbytes are installed)\n"
         + artifact["usage"]
     )
+
+
+def write_cards(report: Mapping[str, Any]) -> None:
+    """README.md of every artifact that was measured."""
+    for artifact in report["artifacts"]:
+        if artifact["metrics"]:
+            (Path(artifact["path"]) / "README.md").write_text(render(report, artifact))

@@ -8,7 +8,8 @@ import torch
 
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint, write_config
-from compress.data.windows import last_windows, mixed, readable, training_windows
+from compress.data.mixing import mixed
+from compress.data.windows import last_windows, readable, training_windows
 from compress.errors import UserError
 from compress.runtime.loading import load_model
 from compress.writer import TensorWriter

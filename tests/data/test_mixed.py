@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from compress.data.windows import Windows, cut_to, fitted, mixed
+from compress.data.mixing import cut_to, fitted, mixed
+from compress.data.windows import Windows
 
 
 def text(n: int, length: int) -> Windows:

@@ -110,3 +110,20 @@ def test_no_word_of_torch_is_needed(tmp_path: Path) -> None:
     code = "import compress.estimate.run, sys; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_settings_that_save_memory_are_counted() -> None:
+    """Compared with what autograd keeps between checkpointed layers: their inputs."""
+    from compress.estimate.work import micro_batch
+    from compress.train.settings import Training
+
+    model = form(8)
+    plain = training(model, micro_batch(Training(), True), model.count(), 0)
+    eight = Training(optimizer={"_target_": "bitsandbytes.optim.AdamW8bit"})
+    few = training(model, micro_batch(eight, True), model.count(), 0)
+    assert few["optimizer state"] * 4 == plain["optimizer state"] and few["activations"] == plain["activations"]
+    again = training(model, micro_batch(Training(activation_checkpointing=True), True), model.count(), 0)
+    tokens = 4 * 256
+    assert again["activations"] == plain["activations"] / 8 + 8 * 4 * tokens * 64
+    halved = training(model, micro_batch(Training(devices=2), True), model.count(), 0)
+    assert halved["activations"] * 2 == plain["activations"]

@@ -62,3 +62,14 @@ def test_repetition() -> None:
     assert repetition("one two three four five six seven") == 0
     assert repetition("to be or not " * 20) > 0.9
     assert repetition("") == repetition("two words") == 0
+
+
+def test_what_is_not_a_number_is_not_good() -> None:
+    from compress.evaluate.quality import Tally
+
+    tally = Tally()
+    for bad in (1.0, float("nan")):
+        values = torch.tensor([0.1, bad])
+        tally.add(values, values, torch.tensor([True, False]))
+    found = tally.quality()
+    assert math.isnan(found.kl_to_teacher) and math.isnan(found.ppl)

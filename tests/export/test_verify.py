@@ -12,6 +12,7 @@ from compress.command import run_overrides
 from compress.errors import UserError
 from compress.export import probe
 from compress.export.base import Expectation
+from compress.export.check import check_artifact
 from compress.export.fresh import FreshProcess, ReloadError
 from compress.export.hf import write_artifact
 from compress.export.manifest import damaged, write_manifest
@@ -126,3 +127,20 @@ def test_weights_of_another_model_under_a_manifest_of_their_own_fail(artifact: P
 def test_a_file_that_was_not_there_is_found(artifact: Path) -> None:
     (artifact / "adapter_config.json").write_text("{}")
     assert damaged(artifact) == ["adapter_config.json (was not there)"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b'{"files": {}}', b'{"files": {"a": 1}}', b"\xff\xfe", b'{"files"']
+)
+def test_a_damaged_manifest_is_said_to_be(artifact: Path, content: bytes) -> None:
+    (artifact / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        check_artifact(str(artifact))
+
+
+@pytest.mark.parametrize("name", ["extra.txt", "tokenizer.model", "more/weights.pt", "model-2.safetensors"])
+def test_files_that_were_not_there_are_told(artifact: Path, name: str) -> None:
+    (artifact / name).parent.mkdir(exist_ok=True)
+    (artifact / name).write_bytes(b"x")
+    (artifact / "README.md").write_text("a card may change")
+    assert damaged(artifact) == [f"{name} (was not there)"]

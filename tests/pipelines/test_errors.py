@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -106,9 +107,9 @@ def test_too_short_text(model: Path, tmp_path: Path, cache: Path) -> None:
 def test_too_short_to_train_on_is_said_before_the_work(pipeline: str, model: Path, tmp_path: Path, cache: Path) -> None:
     """Enough to measure on in all, but no document of a training window's size."""
     text = tmp_path / "rows.jsonl"
-    text.write_text("".join(json.dumps({"text": f"Row {i} says little of note."}) + "\n" for i in range(400)))
+    text.write_text("".join(json.dumps({"text": f"Row {i}."}) + "\n" for i in range(400)))
     with pytest.raises(UserError, match=r"(?s)training text is too short.*train\.length"):
-        compress.run(tiny_run(pipeline, model, text, tmp_path / "out", "train.length=1000"))
+        compress.run(tiny_run(pipeline, model, text, tmp_path / "out", "train.length=128"))
     assert not list((cache / "store").rglob("*.safetensors"))
 
 
@@ -199,7 +200,6 @@ def test_full_disk_is_foreseen(
 def test_full_disk_while_writing(
     model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
 
     from compress.writer import TensorWriter
 
@@ -275,6 +275,90 @@ def test_a_model_that_overflows(model: Path, text_file: Path, tmp_path: Path, ca
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="no finite perplexity"):
         compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "export", "said"),
+    [
+        ("prune_distill", "ct=compressed_tensors", "no weights on an INT8 or INT4 grid"),
+        ("prune_only", "ct=compressed_tensors", "no weights on an INT8 or INT4 grid"),
+        ("nf4", "gguf=gguf export.gguf.type=q4_0", "round twice"),
+        ("nf4", "onnx=onnx export.onnx.type=int8", "round twice"),
+        ("qat_nf4", "pte=executorch export.pte.type=8da4w", "round twice"),
+        ("prune_only", "gguf=gguf +export.gguf.tensors={mlp.downproj:q8_0}", "in the name of no weight"),
+    ],
+)
+def test_what_an_export_cannot_say_is_refused_before_the_work(
+    pipeline: str, export: str, said: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    added, *more = export.split()
+    with pytest.raises(UserError, match=said):
+        compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", f"+export@export.{added}", *more))
+    assert not list((cache / "store").glob("evaluations/*"))
+
+
+def test_an_export_that_fails_leaves_the_report_and_the_others(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.export.gguf.settings import GGUFExport
+
+    def broken(*_: object) -> None:
+        raise KeyError("no such opcode")
+
+    monkeypatch.setattr(GGUFExport, "write", broken)
+    report = compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out", "+export@export.gguf=gguf"))
+    good, bad = report["artifacts"]
+    assert good["verified"] and not bad["verified"] and "KeyError" in bad["error"]
+    for name in ("report.json", "report.html", "report.md"):
+        assert "no such opcode" in (tmp_path / "out" / name).read_text()
+    assert (tmp_path / "out" / "artifacts" / "hf" / "manifest.json").is_file()
+    assert not (tmp_path / "out" / "artifacts" / "gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_in_any_words(error: Exception) -> None:
+    from compress.command import as_user_error
+
+    found = as_user_error(error)
+    assert found is not None and "disk is full" in found.problem
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    from compress.command import fresh_folder
+
+    mine = tmp_path / "proj"
+    assert fresh_folder(mine) == mine
+    mine.mkdir()
+    (mine / "config.yaml").write_text("mine")
+    assert fresh_folder(mine) == tmp_path / "proj_2"
+    (mine / "run.log").write_text("an unfinished run of ours")
+    assert fresh_folder(mine) == mine
+    (mine / "notes.txt").write_text("mine")
+    assert fresh_folder(mine) == tmp_path / "proj_2"
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 33])
+def test_seeds_out_of_range(seed: int, model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match="seed="):
+        compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out", f"seed={seed}"))
+
+
+def test_a_wrong_text_is_said_before_the_model_is_read(tmp_path: Path, cache: Path) -> None:
+    nowhere = tiny_run("prune_only", tmp_path / "no_model", tmp_path / "no_text.txt", tmp_path / "out")
+    with pytest.raises(UserError, match=r"no_text\.txt"):
+        compress.run(nowhere)
+
+
+def test_modes_that_run_nothing(tmp_path: Path, cache: Path) -> None:
+    found = compress.run(["mode=list", "model=hf", "model.path=/nowhere", f"output={tmp_path / 'out'}"])
+    assert "prune_distill" in found["message"] and not (tmp_path / "out").exists()
 
 
 def test_out_of_memory(

@@ -302,3 +302,13 @@ def test_plain_rounding_is_measured_against_the_plain_weight() -> None:
     weight, x = layer(16, 64)
     found = solve(weight, 1.1 * weight, gram_of(x), grid_named("int4_g32"), Calibration(algorithm=Algorithm.rtn))
     assert found.error == pytest.approx(found.error_rtn) and torch.equal(found.goal, weight)
+
+
+def test_second_moments_are_added_up_from_their_upper_halves() -> None:
+    from compress.quant.solve import sum_of_products
+
+    x = [torch.randn(3, 40, 600, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    found = sum_of_products(x, x, 1.0)
+    rows = torch.cat(x).flatten(0, 1)
+    torch.testing.assert_close(found, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
+    assert torch.equal(found, found.T)

@@ -95,3 +95,10 @@ def test_markdown_tells_the_same(report: dict[str, object]) -> None:
         assert f"| {' | '.join(row)} |" in page
     assert "python -m compress" in page
     assert "Held-out text, windows of 1024 tokens." in page
+
+
+def test_artifacts_stand_beside_the_original_in_their_runtimes() -> None:
+    rows = form.runtime_rows(full())
+    assert rows[0][0] == "original" and len(rows) > 1
+    assert all(len(row) == len(form.RUNTIME_HEADER) for row in rows)
+    assert all(row[4].endswith("x") and row[6].endswith(" s") for row in rows[1:])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.errors import UserError
-from compress.source.check import check_finite, check_folder, weight_files, weights_fingerprint
+from compress.source.check import check_complete, check_finite, check_folder, weight_files, weights_fingerprint
 from tests.models import FAMILIES, save
 
 
@@ -103,6 +103,10 @@ CASES = {
     "missing": (shutil.rmtree, ["does not exist", "model.path=DIR_OR_ID"]),
     "no config": (lambda f: (f / "config.json").unlink(), ["no config.json", "not a Hugging Face model folder"]),
     "adapter": (only_adapter, ["PEFT adapter", "merge"]),
+    "adapter beside": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        ["has an adapter beside it", "Merge it"],
+    ),
     "config broken": (lambda f: cut(f / "config.json", 40), ["config.json", "not valid JSON"]),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), ["config.json", "not a JSON object"]),
     "no type": (lambda f: edit(f / "config.json", model_type=None), ["model_type"]),
@@ -218,3 +222,27 @@ def test_nothing_heavy_is_imported_for_a_check(folder):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda f: cut(f / "tokenizer.json", 200),
+        lambda f: edit(f / "config.json", hidden_size="64"),
+        lambda f: edit(f / "config.json", hidden_act="no such thing"),
+    ],
+)
+def test_files_that_transformers_cannot_read_are_the_users_to_mend(folder, spoil):
+    spoil(folder)
+    with pytest.raises(UserError, match="cannot be read"):
+        check_complete(folder)
+
+
+def test_a_gguf_file_is_no_folder(tmp_path):
+    from compress.source import HuggingFaceModel
+
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    for ask in (HuggingFaceModel(str(file)).resolve, HuggingFaceModel(str(file)).fetch_small):
+        with pytest.raises(UserError, match="is a GGUF file"):
+            ask()

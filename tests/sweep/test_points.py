@@ -120,3 +120,12 @@ def test_report_mode(folder: Path, tmp_path: Path) -> None:
             (tmp_path / "sweep").rename(tmp_path.with_name(tmp_path.name + "_moved"))
         with pytest.raises(UserError, match="folder"):
             report_folder(wrong)
+
+
+def test_files_of_others_are_passed_over(folder: Path) -> None:
+    known = collect(folder)
+    for name, content in (("a", "[1]"), ("b", "{"), ("c", "{}")):
+        (folder / "foreign" / name).mkdir(parents=True)
+        for file in ("report.json", "run.json"):
+            (folder / "foreign" / name / file).write_text(content)
+    assert collect(folder) == known

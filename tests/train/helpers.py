@@ -47,7 +47,7 @@ def context(folder: Path, progress: Any = None) -> Context:
     from lightning.fabric import Fabric
 
     nothing: Any = None
-    original: Any = SimpleNamespace(tokenizer=tiny_tokenizer)
+    original: Any = SimpleNamespace(tokenizer=tiny_tokenizer, config=SimpleNamespace())
     corpus = Corpus("sentences", (), (), SENTENCES * 3, "")
     fabric = Fabric(accelerator="cpu", devices=1)
     return Context(folder, folder, original, None, corpus, nothing, fabric, progress or Quiet(), logs=folder / "logs")

@@ -35,7 +35,7 @@ from compress.arch.linears import linear_paths
 from compress.checkpoint import Checkpoint
 from compress.data.readers import read_documents
 from compress.data.windows import joined_windows, spread_windows
-from compress.evaluate.quality import Reference, measure, reference
+from compress.evaluate.quality import Reference, measure, measure_logits, reference
 from compress.grids.int8 import fake_quantize
 from compress.runtime.loading import load_model
 from compress.source import EmbeddedModel
@@ -105,7 +105,8 @@ def quality(folder: Path, activations: str | None, original: Reference) -> dict[
         for path in linear_paths(model.config):
             layer = model.get_submodule(path)
             layer.register_forward_pre_hook(lambda _, inputs: (fake_quantize(inputs[0]), *inputs[1:]))
-    return measure(model, original, lambda _: None).as_dict()
+    # the whole model is called: what is stored in compressed-tensors' format decodes itself only then
+    return measure_logits(lambda ids: model(ids[None]).logits[0], original, lambda _: None).as_dict()
 
 
 def in_turns(methods: list[str]) -> list[str]:

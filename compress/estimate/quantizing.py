@@ -103,8 +103,9 @@ def qat(stage: Any, form: Form, world: World) -> Effect:
 
 def calibrating(stage: Any, form: Form, grid: str, goals: bool) -> Phase:
     """The walk of both models through their layers, and one layer's solution."""
-    n, h, m, q = stage.calibration.tokens, form.widths.hidden, form.widths.mlp, form.queries
+    h, m, q = form.widths.hidden, form.widths.mlp, form.queries
     widest = max(h, m, q)
+    n = stage.calibration.enough(widest)
     terms = loaded(form) | {
         "streams in 16 bits": 2 * n * 8 * h,
         "inputs of a layer": 2 * n * (2 * h + q + m + 2 * widest),

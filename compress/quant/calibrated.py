@@ -40,11 +40,6 @@ DRIFT_TOKENS = 16384
 than H, the curvature that all rounding follows."""
 
 
-ENOUGH = 16
-"""Tokens for every column of H, beside those that the original goes through too. Of a longer text that many make up H,
-from every so many windows: the noise of the curvature is no longer what limits the result."""
-
-
 Found = Callable[[str, Solved], None]
 
 
@@ -196,12 +191,10 @@ def _collect(
                 layers.run(index, x)
     seen = rounded.settle(group, seen)
     of_followed, rest = seen[: len(dense)], seen[len(dense) :]
-    every = sum(x.shape[0] * x.shape[1] for x in rest) // (ENOUGH * seen[0].shape[-1])
-    rest = rest[:: max(1, every)]
     followed = sum_of_products(of_followed, of_followed, settings.first_token)
     h = followed
     if rest:
-        part = sum(map(len, of_followed)) / sum(map(len, [*of_followed, *rest]))
+        part = sum(map(len, of_followed)) / sum(map(len, seen))
         h = torch.lerp(sum_of_products(rest, rest, settings.first_token), followed, part)
     if not bool(h.diagonal().isfinite().all()):
         raise UserError(

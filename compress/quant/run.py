@@ -84,7 +84,7 @@ def solve_layers(
 
     Embedding and head come first, so that the layers make up for what their rounding costs.
     """
-    windows = calibration_windows(context, stage.calibration.tokens, stage.calibration.length)
+    context.own_text()  # written before there are two models in memory
     student = load_model(checkpoint.folder, device=context.fabric.device)
     dense = load_model(checkpoint.folder, device=context.fabric.device)
     transposed = adapter_for(checkpoint.config).modules.conv1d
@@ -93,6 +93,10 @@ def solve_layers(
     start = Start({path: grid for path, grid in grids.items() if grid.fits(shapes[path])})
     fitting = {path: grid for path, grid in start.grids.items() if path in inside}
     outer = {path: grid for path, grid in start.grids.items() if path not in inside}
+    tokens = stage.calibration.enough(max((shapes[path][1] for path in fitting), default=0))
+    if tokens < stage.calibration.tokens:
+        context.progress.say(f"{tokens:,} of {stage.calibration.tokens:,} calibration tokens are enough for its layers")
+    windows = calibration_windows(context, tokens, stage.calibration.length)
     errors: dict[str, float] = {}
     plain: dict[str, float] = {}
     layers = adapter_for(checkpoint.config).shape(checkpoint.config).layers

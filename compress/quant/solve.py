@@ -21,6 +21,8 @@ from compress.quant.stage import Activations, Algorithm, Scaling
 
 COLUMNS = 256
 """Of a second moment, added up together."""
+WELL_CONDITIONED = 0.05
+"""Ridge from which single precision solves for W'."""
 SINKS = 4
 """Positions at the start of a window whose activations may be massive (arXiv 2402.17762)."""
 
@@ -137,10 +139,12 @@ def target(
     shift = dense @ collected.lost + (dense - weight) @ collected.followed
     if missing is not None:
         shift = shift + missing
-    factor, failed = torch.linalg.cholesky_ex(damped(collected.h, settings.ridge).double())
+    # conditioned by the ridge: no worse than columns / ridge
+    exact = torch.float32 if settings.ridge >= WELL_CONDITIONED else torch.float64
+    factor, failed = torch.linalg.cholesky_ex(damped(collected.h, settings.ridge).to(exact))
     if bool(failed):
         return weight
-    moved = weight + settings.absorb * torch.cholesky_solve(shift.double().t(), factor).t().float()
+    moved = weight + settings.absorb * torch.cholesky_solve(shift.to(exact).t(), factor).t().float()
     return moved if bool(moved.isfinite().all()) else weight
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
 
 BLOCKS = (32, 64, 128)
+LEAST_ENOUGH = 16384
+"""Tokens that are always walked, if they are given."""
 
 
 class FourBitKind(str, Enum):
@@ -59,7 +61,10 @@ class CalibrationSettings:
     """The text that errors are measured on, and how they are spread."""
 
     tokens: int = 16384
-    """Calibration tokens; text of the original's own counts among them."""
+    """Calibration tokens at most; text of the original's own counts among them."""
+    per_column: int = 16
+    """Tokens for each input of the widest layer that are enough, if they are more than 16,384: of a longer text the
+    rest is left out, which no longer changes the result. 0 for no such limit."""
     length: int = 256
     """Tokens per window."""
     damping: float = 0.01
@@ -84,8 +89,12 @@ class CalibrationSettings:
             raise UserError(f"calibration.ridge={self.ridge} must be above zero.")
         if not 0 <= self.absorb <= 1:
             raise UserError(f"calibration.absorb={self.absorb} is a fraction: from 0 to 1.")
-        if self.rounds < 0 or self.first_token < 0:
-            raise UserError("calibration.rounds and calibration.first_token must not be negative.")
+        if self.rounds < 0 or self.first_token < 0 or self.per_column < 0:
+            raise UserError("calibration.rounds, .first_token and .per_column must not be negative.")
+
+    def enough(self, widest: int) -> int:
+        """How many of the tokens are walked, where the widest layer has so many inputs."""
+        return min(self.tokens, max(LEAST_ENOUGH, self.per_column * widest)) if self.per_column else self.tokens
 
 
 @dataclass

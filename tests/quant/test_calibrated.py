@@ -312,3 +312,14 @@ def test_second_moments_are_added_up_from_their_upper_halves() -> None:
     rows = torch.cat(x).flatten(0, 1)
     torch.testing.assert_close(found, rows.T @ rows / len(rows), rtol=1e-4, atol=1e-4)
     assert torch.equal(found, found.T)
+
+
+def test_more_text_than_is_enough_is_left_out() -> None:
+    from compress.quant.stage import CalibrationSettings
+
+    assert CalibrationSettings().enough(576) == 16384 == CalibrationSettings(tokens=65536).enough(576)
+    assert CalibrationSettings(tokens=65536).enough(1536) == 24576
+    assert CalibrationSettings(tokens=65536, per_column=0).enough(64) == 65536
+    assert CalibrationSettings(tokens=300).enough(8192) == 300
+    with pytest.raises(UserError, match="per_column"):
+        CalibrationSettings(per_column=-1)

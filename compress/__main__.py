@@ -31,6 +31,10 @@ def main() -> None:
     if not arguments or arguments == ["mode=list"]:
         print(USAGE.format(pipelines=listing()))
         return
+    if {"-m", "--multirun"} & set(arguments) and any(argument.startswith("output=") for argument in arguments):
+        print("error: output=DIR is the folder of one run, and this is a sweep.", file=sys.stderr)
+        print("Give the sweep's folder: hydra.sweep.dir=DIR.", file=sys.stderr)
+        sys.exit(2)
     # Hydra would print its own half of an error and exit with 1: with this it raises instead
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # transformers starts threads in tokenizers; a later fork (a fresh process for verification) would warn

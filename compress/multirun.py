@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 
 from compress.command import as_user_error, execute, fresh_folder, tell
-from compress.errors import UserError
 from compress.store import write_atomically
 from compress.sweep.points import RECORD
 
@@ -101,10 +100,6 @@ class Watch(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Note the folder, and say how the machine is shared."""
         folder = Path(config.hydra.sweep.dir)
-        if any(override.startswith("output=") for override in config.hydra.overrides.task):
-            raise UserError(
-                "output=DIR is the folder of one run, and this is a sweep.", "Give its folder: hydra.sweep.dir=DIR."
-            )
         # Optuna's study lies in it, and is opened before the first run
         folder.mkdir(parents=True, exist_ok=True)
         searches = "storage" in config.hydra.sweeper and config.hydra.sweeper.storage is not None

@@ -98,6 +98,7 @@ def anonymous_bytes(process: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
+@torch.no_grad()
 def quality(folder: Path, activations: str | None, original: Reference) -> dict[str, Any]:
     """Perplexity, KL and agreement of a quantized checkpoint."""
     model = load_model(folder)

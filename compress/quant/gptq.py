@@ -18,6 +18,8 @@ from torch import Tensor
 
 from compress.grids import Grid, Scales, per_column, value_of
 
+SINGLE = 5e-3
+"""Damping from which the Gram matrix is factored in single precision."""
 COLUMNS = 128
 """Columns whose feedback to the rest is added up and applied in one product."""
 
@@ -35,9 +37,10 @@ class Rounded:
 def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of the inverse of the damped `gram` [n, n], in fp32.
 
-    A column that inputs never reach gets the mean on the diagonal; damping grows until the matrix can be factored.
+    A column that inputs never reach gets the mean on the diagonal; damping grows until the matrix can be factored. With
+    the usual damping single precision is enough to factor it, as in the authors' code.
     """
-    h = gram.double().clone()
+    h = gram.to(torch.float32 if damping >= SINGLE else torch.float64, copy=True)
     diagonal = h.diagonal()
     mean = diagonal.mean()
     if not bool(mean > 0):

@@ -87,9 +87,9 @@ def refit(weight: Tensor, levels: Tensor, scales: Scales, gram: Tensor, grid: Gr
         level = levels[first : first + step]
         n = len(level)
         by_block = level.view(n, count, width)
-        seen = torch.stack([by_block[:, b] @ gram[b * width : (b + 1) * width] for b in range(count)], 1)
-        a = torch.einsum("nbcw,ncw->nbc", seen.view(n, count, count, width), by_block)
-        y = torch.einsum("nbj,nj->nb", seen, target[first : first + step])
+        seen = torch.bmm(by_block.transpose(0, 1), gram.reshape(count, width, columns))
+        y = torch.einsum("bnj,nj->nb", seen, target[first : first + step])
+        a = seen.view(count, n, count, width).mul_(by_block).sum(-1).transpose(0, 1)
         old = found[first : first + n]
         diagonal = a.diagonal(dim1=1, dim2=2)
         # each block by its own size: loud inputs of one block must not hold the others still

@@ -390,6 +390,8 @@ def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["+pipeline=nf4", "output=/proc/nowhere"], "output="),
         (["+pipeline=nf4", "output=a_file/below"], "output="),
         (["mode=verify"], "artifact="),
+        (["-m", "+pipeline=nf4", "seed=1,2", "output=here"], "hydra.sweep.dir=DIR"),
+        (["+pipeline=nf4", "model.path=MODEL"], "model=hf model.path=DIR_OR_ID"),
     ],
     ids=lambda value: "" if isinstance(value, str) else value[-1],
 )
@@ -422,6 +424,20 @@ def test_help_is_fast(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < limit
     assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
+
+
+def test_a_sweep_of_estimates(tiny_llama: Path, tmp_path: Path) -> None:
+    done = typed(
+        "-m",
+        "+pipeline=nf4",
+        "stages.quant.block=32,64",
+        "model=hf",
+        f"model.path={tiny_llama}",
+        "mode=estimate",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("report.json"))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import Checkpoint, sidecars, tensor_digests, weight_files, weights_key
+from compress.hardware import native_bf16, processor
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
@@ -90,6 +91,14 @@ def known_source(folder: Path, name: str, store: Store) -> Known:
     return Known(Checkpoint(folder, frozenset({DENSE}), name), source_key(folder, store), sidecars_key(folder))
 
 
+def machine_inputs(device: str, threads: int) -> dict[str, Any]:
+    """What every result depends on besides its own inputs: libraries, kernels, and the arithmetic of this machine."""
+    from compress_kernels import backend_name
+
+    own = {"bf16": native_bf16()} if device == "cpu" else {}  # decides what training computes in
+    return {"versions": library_versions(), "device": device, "threads": threads, "kernels": backend_name(device)} | own
+
+
 def stage_inputs(
     stage: Stage, parent: Mapping[str, str], inputs: Mapping[str, Any], run: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -103,4 +112,6 @@ def stage_inputs(
     """
     read = {name: inputs[name] for name in sorted(stage.reads & {TEXT, TEACHER, DENSE_PARENT})}
     fields = stage_fields(stage)
+    if fields.get("latency") is not None:
+        run = {**run, "processor": processor()[0]}  # what was timed here is not so elsewhere
     return {"kind": stage.kind, "version": stage.version, "fields": fields, "parent": parent, "reads": read, **run}

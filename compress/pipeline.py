@@ -19,7 +19,7 @@ from compress.estimate.run import predicted_rows
 from compress.evaluate.evaluator import SECOND, Evaluator
 from compress.evaluate.tasks import check_tasks
 from compress.export.artifacts import Artifacts
-from compress.keys import Known, known_source, library_versions, sidecars_key, stage_fields, stage_inputs
+from compress.keys import Known, known_source, machine_inputs, sidecars_key, stage_fields, stage_inputs
 from compress.memory import PeakMemory
 from compress.own_text import own_text
 from compress.paths import cache_folder
@@ -102,7 +102,7 @@ class Run:
             self.second: Corpus = config.second.load()
             advance(1)
         self.fabric = self._fabric()
-        self.run_key = self._run_key()
+        self.run_key = {"seed": config.seed} | machine_inputs(self.device, self.threads)
         self.evaluator = Evaluator(
             settings=config.evaluate,
             original=self.original.checkpoint,
@@ -133,17 +133,6 @@ class Run:
             fabric = Fabric(accelerator=self.device, devices=1)
             fabric.seed_everything(self.config.seed, verbose=False)
         return fabric
-
-    def _run_key(self) -> dict[str, Any]:
-        from compress_kernels import backend_name
-
-        return {
-            "seed": self.config.seed,
-            "versions": library_versions(),
-            "device": self.device,
-            "threads": self.threads,
-            "kernels": backend_name(self.fabric.device),
-        }
 
     def _stage(self, name: str, stage: Stage, current: Known, dense: Known) -> Known:
         """The result of one stage, from the store or made now; its row goes into the report."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.errors import UserError
+from compress.hardware import memory_bytes
 from compress.stage import TEXT, Stage
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
     Raises:
         UserError: naming what there is and what is needed.
     """
-    import psutil
-
-    total = psutil.virtual_memory().total
+    total = memory_bytes()
     for name, stage in trainings(stages):
         per_parameter = 2 + (2 if stage.kind == "qlora" else TRAINING_BYTES)
         needed = parameters * per_parameter + ALLOWANCE

@@ -33,7 +33,7 @@ LAYERS = [
     {"checkpoint", "stage"},
     {"writer"},
     {"shard"},
-    {"paths", "errors", "quiet"},
+    {"paths", "errors", "quiet", "hardware"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "config", "pipeline", "train"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compress.checkpoint import Checkpoint
-from compress.keys import WITHOUT_EFFECT, library_versions, sidecars_key, source_key
+from compress.keys import WITHOUT_EFFECT, machine_inputs, sidecars_key, source_key
 from compress.losses.logits import Logits
 from compress.losses.stored import NoTeacher
 from compress.store import content_key
@@ -50,8 +50,6 @@ def corrected_teacher(settings: Training, context: Context) -> Checkpoint:
 
 def correction_key(settings: Training, context: Context) -> str:
     """Key of everything its weights depend on."""
-    from compress_kernels import backend_name
-
     assert context.store is not None
     fields = {name: value for name, value in asdict(settings).items() if name not in WITHOUT_EFFECT}
     return content_key(
@@ -63,9 +61,6 @@ def correction_key(settings: Training, context: Context) -> str:
             "fields": fields,
             "text": context.corpus.fingerprint,
             "seed": context.seed,
-            "versions": library_versions(),
-            "device": context.fabric.device.type,
-            "threads": torch.get_num_threads(),
-            "kernels": backend_name(context.fabric.device),
+            **machine_inputs(context.fabric.device.type, torch.get_num_threads()),
         }
     )

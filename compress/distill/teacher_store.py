@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from compress.keys import library_versions, sidecars_key, source_key
+from compress.keys import machine_inputs, sidecars_key, source_key
 from compress.losses.stored import StoredTeacher
 from compress.preparation import check_disk
 from compress.runtime.loading import load_model
@@ -85,8 +85,6 @@ def stored_teacher(teacher: Checkpoint, windows: Windows, kept: Kept, context: C
 
 def store_key(teacher: Checkpoint, windows: Windows, kept: Kept, context: Context) -> str:
     """Key of everything the numbers depend on, the student not among it."""
-    from compress_kernels import backend_name
-
     assert context.store is not None
     text = hashlib.sha256(str(tuple(windows.ids.shape)).encode())
     for part in (windows.ids, windows.lengths):
@@ -100,10 +98,7 @@ def store_key(teacher: Checkpoint, windows: Windows, kept: Kept, context: Contex
             "sidecars": sidecars_key(teacher.folder),
             "windows": text.hexdigest(),
             "kept": kept.__dict__,
-            "versions": library_versions(),
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "kernels": backend_name(device),
+            **machine_inputs(device.type, torch.get_num_threads()),
         }
     )
 

@@ -7,15 +7,14 @@ there. The first estimate of all measures fp32 with numpy instead, since importi
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from compress.hardware import memory_bytes, native_bf16, processor
 from compress.store import Store, content_key
 
 RATES = ("fp32", "bf16", "bandwidth")
@@ -45,22 +44,6 @@ class Machine:
     measured_by: str
 
 
-@cache
-def processor() -> tuple[str, frozenset[str]]:
-    """Its name and flags."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), frozenset()
-    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return found.get("model name", platform.machine()), frozenset(found.get("flags", "").split())
-
-
-def native_bf16() -> bool:
-    """Whether training on this processor computes in bf16 (`compress.train.fit.lightning_precision` asks torch)."""
-    return "avx512_bf16" in processor()[1]
-
-
 def machine(store: Store, threads: int, measure: bool) -> Machine:
     """What is known of this machine.
 
@@ -70,8 +53,6 @@ def machine(store: Store, threads: int, measure: bool) -> Machine:
         measure: measure with torch and keep the best that was ever seen, since a machine is often busy; otherwise what
             is kept counts, or fp32 measured with numpy.
     """
-    import psutil
-
     key = content_key({"cpu": processor()[0], "flags": sorted(processor()[1]), "threads": threads})
     rates = store.recall("machine", key)
     if measure:
@@ -81,7 +62,7 @@ def machine(store: Store, threads: int, measure: bool) -> Machine:
     return Machine(
         cpu=processor()[0],
         threads=threads,
-        memory=psutil.virtual_memory().total,
+        memory=memory_bytes(),
         disk=shutil.disk_usage(_existing(store.root)).free,
         native_bf16=native_bf16(),
         **(rates or _by_numpy(threads)),

@@ -48,3 +48,15 @@ def test_bf16_is_native_where_torch_says_so() -> None:
     import torch
 
     assert module.native_bf16() == torch.cpu._is_avx512_bf16_supported()
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    from compress import hardware
+
+    whole = psutil.virtual_memory().total
+    for content, expected in (("max\n", whole), ("1048576\n", 1 << 20), (str(1 << 62), whole)):
+        (tmp_path / "limit").write_text(content)
+        monkeypatch.setattr(hardware, "LIMITS", (str(tmp_path / "limit"), "/nowhere"))
+        assert hardware.memory_bytes() == expected

@@ -32,8 +32,9 @@ class GGUFType(str, Enum):
 
 @dataclass
 class GGUFExport(Export):
-    """A GGUF file for llama.cpp, of the Llama, Qwen2, Qwen3 and GPT-2 families, with byte-level BPE tokenizers (Llama 3,
-    SmolLM, Qwen, GPT-2; those of SentencePiece are refused).
+    """A GGUF file for llama.cpp, of the Llama, Qwen2, Qwen3 and GPT-2 families.
+
+    Their tokenizers must be byte-level BPE (Llama 3, SmolLM, Qwen, GPT-2): those of SentencePiece are refused.
 
     What already lies on a GGUF grid is written with its codes unchanged. The settings say what becomes of dense
     weights; a row that is no whole number of blocks of 32 stays f16, and vectors are f32.

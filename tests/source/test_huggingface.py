@@ -42,7 +42,9 @@ def test_a_damaged_folder_does_not_resolve(folder):
         HuggingFaceModel(path=str(folder)).resolve()
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./nothing", "~/nothing/here", "a/b/c", "../no-such-folder", "has space"])
+@pytest.mark.parametrize(
+    "path", ["/no/such/folder", "./nothing", "~/nothing/here", "a/b/c", "../no-such-folder", "has space"]
+)
 def test_what_cannot_be_a_hub_id_is_a_missing_folder(path):
     with pytest.raises(UserError, match=r"folder .* does not exist") as caught:
         HuggingFaceModel(path=path).resolve()

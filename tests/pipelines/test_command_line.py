@@ -1,0 +1,90 @@
+"""What a user sees who types a command: one message, and the exit status that goes with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.helpers import tiny_run
+
+
+def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """What a user sees who types this."""
+    env = {**os.environ, "COMPRESS_CACHE": str(cwd / "cache")}
+    command = [sys.executable, "-m", "compress", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+pipeline=prune_distil"], "prune_distill"),
+        (["+pipeline=nf4", "model=hf", "model.path=nowhere"], "nowhere"),
+        (["+pipeline=nf4", "data=text", "data.path=nowhere.txt", "model=hf", "model.path=MODEL"], "nowhere.txt"),
+        (["+pipeline=nf4", "output=/proc/nowhere"], "output="),
+        (["+pipeline=nf4", "output=a_file/below"], "output="),
+        (["mode=verify"], "artifact="),
+        (["-m", "+pipeline=nf4", "seed=1,2", "output=here"], "hydra.sweep.dir=DIR"),
+        (["+pipeline=nf4", "model.path=MODEL"], "model=hf model.path=DIR_OR_ID"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else value[-1],
+)
+def test_command_line_exits_with_2_and_one_message(
+    arguments: list[str], said: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a_file").write_text("x")
+    done = typed(*(a.replace("MODEL", str(tiny_llama)) for a in arguments), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.count("error:") == 1
+
+
+def test_alone_it_lists_the_pipelines(tmp_path: Path) -> None:
+    done = typed(cwd=tmp_path)
+    assert done.returncode == 0 and "+pipeline=prune_distill" in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_help_is_fast(tmp_path: Path) -> None:
+    import importlib.util
+    import resource
+
+    typed("--help", cwd=tmp_path)
+    # processor time, so that a busy machine does not fail the test; it is all the time there is on an idle one.
+    # Hydra imports every plug-in that is installed (ray's and Optuna's take longest) before it answers
+    limit = 2 if importlib.util.find_spec("hydra_plugins") is None else 5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = typed("--help", cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < limit
+    assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
+
+
+def test_a_sweep_of_estimates(tiny_llama: Path, tmp_path: Path) -> None:
+    done = typed(
+        "-m",
+        "+pipeline=nf4",
+        "stages.quant.block=32,64",
+        "model=hf",
+        f"model.path={tiny_llama}",
+        "mode=estimate",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("report.json"))
+
+
+@pytest.mark.slow
+def test_a_sweep_reports_a_failed_job_and_goes_on(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    overrides = [o for o in tiny_run("nf4", tiny_llama, text_file, tmp_path) if not o.startswith("output=")]
+    done = typed(
+        "-m", *overrides, "stages.quant.block=48,64", "evaluate.prompts=[]", "evaluate.speed=false", cwd=tmp_path
+    )
+    assert done.returncode == 2 and "48" in done.stderr
+    assert len(list(tmp_path.rglob("report.json"))) == 1

@@ -1,0 +1,145 @@
+"""What cannot work is said before the work, and what fails in it loses nothing."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import compress
+from compress.errors import UserError
+from tests.pipelines.helpers import tiny_run
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    return folder
+
+
+@pytest.mark.parametrize("pipeline", ["prune_iterative", "prune_search"])
+def test_healing_inside_a_stage_is_checked_before_the_work(
+    pipeline: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    more = ["train.devices=2", "train.batch=4", "train.strategy=deepspeed"]
+    with pytest.raises(UserError, match="needs CUDA"):
+        compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", *more))
+    store = ["stages.prune.heal.teacher_store=topk", "stages.prune.heal.teacher_k=100000"]
+    with pytest.raises(UserError, match="vocabulary has"):
+        compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", *store))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+pipeline=qat_nf4", "stages.quant.activations=int8_token"], "for grid=int8"),
+        (["+pipeline=qlora", "stages.recover.calibration_tokens=-5"], "at least 1"),
+        (["+pipeline=prune_only", "stages.prune.multiple=0"], "at least 1"),
+        (["+pipeline=distill_only", "train.optimizer.betas=[1.5,0.9]"], "refuses its arguments"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    arguments: list[str], said: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    pipeline, *more = arguments
+    with pytest.raises(UserError, match=said):
+        compress.run(tiny_run(pipeline.removeprefix("+pipeline="), model, text_file, tmp_path / "out", *more))
+
+
+def test_a_model_that_overflows(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    """Finite weights, but too large for what they are multiplied in."""
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.mlp.down_proj.weight"].fill_(3e38)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="no finite perplexity"):
+        compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "export", "said"),
+    [
+        ("prune_distill", "ct=compressed_tensors", "no weights on an INT8 or INT4 grid"),
+        ("prune_only", "ct=compressed_tensors", "no weights on an INT8 or INT4 grid"),
+        ("nf4", "gguf=gguf export.gguf.type=q4_0", "round twice"),
+        ("nf4", "onnx=onnx export.onnx.type=int8", "round twice"),
+        ("qat_nf4", "pte=executorch export.pte.type=8da4w", "round twice"),
+        ("prune_only", "gguf=gguf +export.gguf.tensors={mlp.downproj:q8_0}", "in the name of no weight"),
+    ],
+)
+def test_what_an_export_cannot_say_is_refused_before_the_work(
+    pipeline: str, export: str, said: str, model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    added, *more = export.split()
+    with pytest.raises(UserError, match=said):
+        compress.run(tiny_run(pipeline, model, text_file, tmp_path / "out", f"+export@export.{added}", *more))
+    assert not list((cache / "store").glob("evaluations/*"))
+
+
+def test_an_export_that_fails_leaves_the_report_and_the_others(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.export.gguf.settings import GGUFExport
+
+    def broken(*_: object) -> None:
+        raise KeyError("no such opcode")
+
+    monkeypatch.setattr(GGUFExport, "write", broken)
+    report = compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out", "+export@export.gguf=gguf"))
+    good, bad = report["artifacts"]
+    assert good["verified"] and not bad["verified"] and "KeyError" in bad["error"]
+    for name in ("report.json", "report.html", "report.md"):
+        assert "no such opcode" in (tmp_path / "out" / name).read_text()
+    assert (tmp_path / "out" / "artifacts" / "hf" / "manifest.json").is_file()
+    assert not (tmp_path / "out" / "artifacts" / "gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/3"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
+)
+def test_a_full_disk_in_any_words(error: Exception) -> None:
+    from compress.command import as_user_error
+
+    found = as_user_error(error)
+    assert found is not None and "disk is full" in found.problem
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    from compress.command import fresh_folder
+
+    mine = tmp_path / "proj"
+    assert fresh_folder(mine) == mine
+    mine.mkdir()
+    (mine / "config.yaml").write_text("mine")
+    assert fresh_folder(mine) == tmp_path / "proj_2"
+    (mine / "run.log").write_text("an unfinished run of ours")
+    assert fresh_folder(mine) == mine
+    (mine / "notes.txt").write_text("mine")
+    assert fresh_folder(mine) == tmp_path / "proj_2"
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 33])
+def test_seeds_out_of_range(seed: int, model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match="seed="):
+        compress.run(tiny_run("prune_only", model, text_file, tmp_path / "out", f"seed={seed}"))
+
+
+def test_a_wrong_text_is_said_before_the_model_is_read(tmp_path: Path, cache: Path) -> None:
+    nowhere = tiny_run("prune_only", tmp_path / "no_model", tmp_path / "no_text.txt", tmp_path / "out")
+    with pytest.raises(UserError, match=r"no_text\.txt"):
+        compress.run(nowhere)
+
+
+def test_modes_that_run_nothing(tmp_path: Path, cache: Path) -> None:
+    found = compress.run(["mode=list", "model=hf", "model.path=/nowhere", f"output={tmp_path / 'out'}"])
+    assert "prune_distill" in found["message"] and not (tmp_path / "out").exists()

@@ -199,6 +199,7 @@ def test_overflow_is_refused_in_words() -> None:
         calibrate(student, teacher, grids, WINDOWS, Calibration(), lambda *_: None, lambda _: None)
 
 
+@pytest.mark.parametrize("shape", [(3, 256), (64, 256), (200, 256), (128, 512), (40, 700), (10, 3000)])
 def test_the_original_follows_whole_batches(shape: tuple[int, int]) -> None:
     from compress.quant.calibrated import DRIFT_TOKENS, followed_windows
 

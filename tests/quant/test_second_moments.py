@@ -40,6 +40,3 @@ def test_first_tokens_can_count_more() -> None:
     torch.testing.assert_close(found.h, gram_of(rows), rtol=1e-4, atol=1e-5)
     assert not bool(found.lost.any())
     assert energy(torch.eye(64), found.h) > 0
-
-
-@pytest.mark.parametrize("shape", [(3, 256), (64, 256), (200, 256), (128, 512), (40, 700), (10, 3000)])

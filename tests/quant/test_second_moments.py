@@ -9,7 +9,7 @@ from compress.quant.calibrated import _collect
 from compress.quant.inputs import RoundedInputs
 from compress.quant.solve import Calibration, sum_of_products
 from tests.models import tiny
-from tests.quant.problems import gram_of
+from tests.quant.problems import energy, gram_of
 
 WINDOWS = torch.randint(3, 320, (12, 32), generator=torch.Generator().manual_seed(0))
 

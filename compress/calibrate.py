@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compress.data.mixing import cut_to
 from compress.data.windows import CALIBRATION_WINDOW, joined_windows, readable, spread_windows
 from compress.runtime.loading import load_model
 from compress.train.module import last_hidden
@@ -37,12 +36,11 @@ Observer = Callable[[Tensor, Tensor], None]
 def calibration_windows(context: Context, tokens: int, length: int = CALIBRATION_WINDOW) -> Tensor:
     """Windows [n, length]: calibration text from many places, and for up to half of them the original's own.
 
-    Documents too short to give a window each are joined. Own text shorter than `length` is left out; the model's
-    positions limit the length.
+    Documents too short to give a window each are joined, and so is own text; the model's positions limit the length.
     """
     length = readable(length, context.original.config)
-    own = cut_to(context.own_text(), length)[: tokens // (2 * length)]
-    own = own if own.shape[1] == length else own[:0].reshape(0, length)
+    own = context.own_text().flatten()
+    own = own[: min(len(own), tokens // 2) // length * length].view(-1, length)
     documents, tokenizer = context.corpus.calibration, context.original.tokenizer()
     wanted = max(tokens - own.numel(), length)
     text = spread_windows(documents, tokenizer, length=length, tokens=wanted, seed=context.seed)

@@ -1,4 +1,4 @@
-"""Calibration windows: text, and the original's own where its windows are long enough."""
+"""Calibration windows: text, and the original's own, whatever the length it was written in."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from compress.data.windows import spread_windows
 from tests.models import SENTENCES, tiny, tiny_tokenizer
 
 
-@pytest.mark.parametrize(("own_length", "own_windows"), [(16, 0), (32, 2), (48, 2)])
-def test_own_text_below_the_window_is_left_out(own_length: int, own_windows: int) -> None:
+@pytest.mark.parametrize(("own_length", "own_windows"), [(0, 0), (5, 0), (8, 1), (16, 2), (24, 2), (32, 2), (48, 2)])
+def test_half_of_the_windows_are_own_text_if_there_is_enough(own_length: int, own_windows: int) -> None:
     config, _ = tiny("llama")
     own = torch.full((6, own_length), 7)
     context = SimpleNamespace(

@@ -13,6 +13,9 @@ from compress.data.windows import Windows
 if TYPE_CHECKING:
     import torch
 
+PASSES = 3
+"""Most times a window of the model's own writing is trained on: a long training on a good text is left to that text."""
+
 
 def cut_to(windows: torch.Tensor, length: int) -> torch.Tensor:
     """Full windows [n, width] as full windows [m, length]; pieces that are left over are dropped, none is joined.
@@ -34,14 +37,17 @@ def fitted(windows: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def mixed(text: Windows, own: torch.Tensor, share: float, seed: int) -> Windows:
-    """`text` with the fraction `share` of its windows replaced by windows of `own` [n, width], repeated if need be."""
+    """`text` with the fraction `share` of its windows replaced by windows of `own` [n, width].
+
+    Each is repeated if need be, up to `PASSES` times; beyond that the text keeps its windows.
+    """
     import torch
 
     length = text.ids.shape[1]
-    replaced = round(share * len(text.ids)) if own.numel() else 0
+    pieces = fitted(own, length).to(torch.int32)
+    replaced = min(round(share * len(text.ids)), PASSES * len(pieces)) if own.numel() else 0
     if not replaced:
         return text
-    pieces = fitted(own, length).to(torch.int32)
     chosen = pieces[torch.arange(replaced) % len(pieces)]
     lengths = torch.full((replaced,), chosen.shape[1], dtype=torch.int32)
     chosen = torch.nn.functional.pad(chosen, (0, length - chosen.shape[1]), value=int(text.ids[0, -1]))

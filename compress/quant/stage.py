@@ -60,12 +60,12 @@ class Activations(str, Enum):
 class CalibrationSettings:
     """The text that errors are measured on, and how they are spread."""
 
-    tokens: int = 16384
+    tokens: int = 32768
     """Calibration tokens at most; text of the original's own counts among them."""
     per_column: int = 16
     """Tokens for each input of the widest layer that are enough, if they are more than 16,384: of a longer text the
     rest is left out (from 24,576 to 65,536 of them the KL stays and the time grows by half). 0 for no such limit."""
-    length: int = 256
+    length: int = 512
     """Tokens per window."""
     damping: float = 0.01
     """Added to the diagonal of the inputs' second moment, relative to its mean."""

@@ -68,7 +68,7 @@ class Training:
     devices: int = 1
     """Processes of this machine, one on each GPU, or sharing the CPU's threads; must divide `batch`."""
     own_share: float = 0.25
-    """Fraction of the windows that are text the original has written itself."""
+    """Fraction of the windows that are text the original has written itself, each at most three times."""
     rate: float = 3e-4
     """Peak learning rate."""
     warmup: float = 0.1

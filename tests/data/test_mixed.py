@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from compress.data.mixing import cut_to, fitted, mixed
+from compress.data.mixing import PASSES, cut_to, fitted, mixed
 from compress.data.windows import Windows
 
 
@@ -30,12 +30,19 @@ def test_short_pieces_are_joined_to_fill_longer_windows() -> None:
 
 
 def test_share_and_order() -> None:
-    own = torch.full((3, 8), 5)
+    own = torch.full((4, 8), 5)
     found = mixed(text(40, 8), own, 0.25, seed=0)
     from_own = (found.ids == 5).all(1)
     assert int(from_own.sum()) == 10 and len(found.ids) == 40
     assert not bool(from_own[-10:].all()), "not shuffled"
     assert torch.equal(found.ids, mixed(text(40, 8), own, 0.25, seed=0).ids)
+
+
+def test_own_text_is_not_repeated_for_ever() -> None:
+    own = torch.arange(3)[:, None].repeat(1, 8)
+    found = mixed(text(400, 8), own, 0.25, seed=0)
+    seen = found.ids[(found.ids != 7).any(1)][:, 0]
+    assert seen.bincount().tolist() == [PASSES] * 3 and len(found.ids) == 400
 
 
 def test_shorter_windows_are_padded_and_say_so() -> None:

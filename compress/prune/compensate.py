@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from compress.arch import adapter_for
-from compress.layerwise import EnoughSeen, Layers, batches, inputs_of, watching
-from compress.prune.least_squares import NormalEquations, token_weights
+from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of, watching
+from compress.prune.least_squares import fitted, token_weights
 
 if TYPE_CHECKING:
     from compress.prune.plan import Plan
@@ -77,10 +77,12 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
             with suppress(EnoughSeen):
                 s.run(index, x)
     drift = x_t.float() - x_s.float()
-    weights = token_weights(x_t.float() + o_t.float())
-    _solve(heads, attended, o_t.float() + fit.absorb * drift, weights, fit.ridge, conv1d)
+    _solve(
+        heads, attended, o_t.float() + fit.absorb * drift, token_weights(x_t.float() + o_t.float()), fit.ridge, conv1d
+    )
 
-    with watching(heads) as read, watching(neurons) as seen:
+    known = already_known(s.model, modules.head_outputs(index), attended, attention=True)
+    with known, watching(heads) as read, watching(neurons) as seen:
         outs = torch.cat([s.run(index, x) for x in batches(x_s)])
     o_s = torch.cat([out for _, out in read])
     rest = outs.float() - torch.cat([out for _, out in seen]).float()
@@ -98,12 +100,8 @@ def _solve(module: Any, inputs: list[Tensor], targets: Tensor, weights: Tensor, 
     has_bias = module.bias is not None
     if has_bias:
         start = torch.cat([start, module.bias.float()[:, None]], 1)
-    equations = NormalEquations.empty(start.shape[1], start.shape[0], start.device)
-    for a, t, w in zip(inputs, batches(targets), batches(weights.view(len(targets), -1)), strict=True):
-        rows = a.flatten(0, 1).float()
-        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1) if has_bias else rows
-        equations.add(rows, t.flatten(0, 1), w.flatten())
-    solved = equations.solve(start, ridge)
+        inputs = [torch.cat([a, torch.ones_like(a[..., :1])], -1) for a in inputs]
+    solved = fitted(start, inputs, batches(targets), batches(weights), ridge)
     if has_bias:
         module.bias.copy_(solved[:, -1])
         solved = solved[:, :-1]

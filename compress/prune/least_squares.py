@@ -10,47 +10,48 @@ few positions (arXiv 2402.17762) rule both sums, and the fit serves them alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from compress.moments import sum_of_products
 
-@dataclass
-class NormalEquations:
-    """The two sums, over any number of batches."""
 
-    h: Tensor
-    r: Tensor
+def fitted(
+    start: Tensor, inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[Tensor], ridge: float
+) -> Tensor:
+    """The best W [outputs, inputs], in fp32.
 
-    @classmethod
-    def empty(cls, inputs: int, outputs: int, device: torch.device | None = None) -> NormalEquations:
-        """For inputs [*, inputs] and targets [*, outputs]."""
-        return cls(torch.zeros(inputs, inputs, device=device), torch.zeros(inputs, outputs, device=device))
+    Args:
+        start: W0 [outputs, inputs], what the ridge pulls to.
+        inputs: a, batches [windows, length, inputs]; their type is that of the products.
+        targets: t, batches [windows, length, outputs].
+        weights: w, batches [windows, length].
+        ridge: how strongly it pulls, relative to the size of the inputs.
 
-    def add(self, a: Tensor, t: Tensor, weights: Tensor) -> None:
-        """Take in inputs [n, inputs], targets [n, outputs] and token weights [n]."""
-        a, t = a.float(), t.float()
-        weighted = a * weights[:, None]
-        self.h += weighted.t() @ a
-        self.r += weighted.t() @ t
+    Returns:
+        W; `start` where the system cannot be solved, or gives anything but numbers.
+    """
+    a = [_weighted(x, w, x.dtype) for x, w in zip(inputs, weights, strict=True)]
+    t = [_weighted(x, w, y.dtype) for x, w, y in zip(targets, weights, a, strict=True)]
+    h, r = sum_of_products(a, a).double(), sum_of_products(a, t).double()
+    lam = ridge * h.diagonal().mean()
+    r += lam * start.double().t()
+    h.diagonal().add_(lam)
+    factor, failed = torch.linalg.cholesky_ex(h)
+    if bool(failed):
+        return start.float()
+    solution = torch.cholesky_solve(r, factor).t().float()
+    return solution if bool(solution.isfinite().all()) else start.float()
 
-    def solve(self, start: Tensor, ridge: float) -> Tensor:
-        """The best W [outputs, inputs]; `start` [outputs, inputs] is what the ridge pulls it to.
 
-        A system that cannot be solved, or gives anything but numbers, leaves `start` as it is.
-        """
-        lam = ridge * self.h.diagonal().mean()
-        h, r = self.h.double().clone(), self.r.double() + lam.double() * start.double().t()
-        h.diagonal().add_(lam.double())
-        factor, failed = torch.linalg.cholesky_ex(h)
-        if bool(failed):
-            return start
-        solution = torch.cholesky_solve(r, factor).t().to(start.dtype)
-        return solution if bool(solution.isfinite().all()) else start
+def _weighted(x: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:
+    """sqrt(w) x; what came in fp16 leaves its range here, and goes on in bf16."""
+    scaled = x.float() * weights.sqrt()[..., None]
+    return scaled.to(torch.bfloat16 if dtype is torch.float16 else dtype)
 
 
 def token_weights(stream: Tensor) -> Tensor:
-    """1 / mean square of each token's residual stream [batch, length, width], flattened [batch * length]."""
-    weights = 1 / stream.float().square().mean(-1).clamp_min(1e-12)
-    return weights.flatten() / weights.numel()
+    """1 / mean square of each token's residual stream [windows, length, width]: [windows, length]."""
+    return 1 / stream.float().square().mean(-1).clamp_min(1e-12)

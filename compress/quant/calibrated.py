@@ -27,9 +27,10 @@ from compress.arch import adapter_for
 from compress.errors import UserError
 from compress.grids import Grid, value_of
 from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of
+from compress.moments import sum_of_products
 from compress.quant.fold import best_scale, edges
 from compress.quant.inputs import RoundedInputs
-from compress.quant.solve import Calibration, Collected, Solved, solve, sum_of_products, target
+from compress.quant.solve import Calibration, Collected, Solved, solve, target
 from compress.quant.stage import Activations, Scaling
 from compress.train.norms import fuse_norms
 

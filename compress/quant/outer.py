@@ -19,7 +19,8 @@ from torch import Tensor
 from compress.arch import adapter_for
 from compress.grids import Grid, Scales, level_of, value_of
 from compress.layerwise import batches
-from compress.quant.solve import Calibration, Solved, energy, solve, sum_of_products
+from compress.moments import sum_of_products
+from compress.quant.solve import Calibration, Solved, energy, solve
 from compress.train.module import last_hidden
 
 TOKENS = 16384

@@ -8,7 +8,6 @@ feedback, and levels and scales are refined in turns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +18,8 @@ from compress.quant.gptq import Rounded, descend, feedback
 from compress.quant.scales import refit, search
 from compress.quant.stage import Activations, Algorithm, Scaling
 
-COLUMNS = 256
-"""Of a second moment, added up together."""
 WELL_CONDITIONED = 0.05
 """Ridge from which single precision solves for W'."""
-SINKS = 4
-"""Positions at the start of a window whose activations may be massive (arXiv 2402.17762)."""
 
 
 @dataclass(frozen=True)
@@ -73,43 +68,6 @@ class Collected:
     """H of the same text as C."""
     inputs: list[Tensor]
     """The inputs y themselves, batch by batch."""
-
-
-def sum_of_products(left: Sequence[Tensor], right: Sequence[Tensor], first_token: float) -> Tensor:
-    """Mean of l r^T over tokens, fp32 [left width, right width].
-
-    In the type of the activations (bf16 for fp16, whose range such sums leave), but for each window's first positions:
-    their massive activations would drown what half precision can hold, and the other sums with them.
-
-    Args:
-        left: batches [windows, length, left width].
-        right: batches [windows, length, right width].
-        first_token: weight of each window's first token.
-    """
-    same = left is right
-    total = torch.zeros(left[0].shape[-1], right[0].shape[-1], device=left[0].device)
-    weights = torch.ones(SINKS, device=total.device)
-    weights[0] = first_token
-    count = 0.0
-    for x, y in zip(left, right, strict=True):
-        head = x[:, :SINKS].float() * weights[: x.shape[1], None]
-        total.addmm_(head.flatten(0, 1).t(), y[:, :SINKS].float().flatten(0, 1))
-        if x.shape[1] > SINKS:
-            rest = [z[:, SINKS:].flatten(0, 1) for z in (x, y)]
-            x_rest, y_rest = (z.bfloat16() if z.dtype is torch.float16 else z for z in rest)
-            if same:
-                _add_upper(total, x_rest)
-            else:
-                total += x_rest.t() @ y_rest
-        count += x.shape[0] * (x.shape[1] - 1 + first_token)
-    return (total.triu() + total.triu(1).t() if same else total) / count
-
-
-def _add_upper(total: Tensor, rows: Tensor) -> None:
-    """Add the part of rows^T rows that is not below its diagonal, block by block: little more than half the work."""
-    for first in range(0, len(total), COLUMNS):
-        part = slice(first, min(first + COLUMNS, len(total)))
-        total[part, first:] += rows[:, part].t() @ rows[:, first:]
 
 
 def damped(gram: Tensor, damping: float) -> Tensor:

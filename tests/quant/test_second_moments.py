@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from compress.layerwise import Layers
+from compress.moments import sum_of_products
 from compress.quant.calibrated import _collect
 from compress.quant.inputs import RoundedInputs
-from compress.quant.solve import Calibration, sum_of_products
+from compress.quant.solve import Calibration
 from tests.models import tiny
 from tests.quant.problems import energy, gram_of
 

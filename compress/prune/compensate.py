@@ -11,6 +11,7 @@ Least squares on the next projection: ZipLM (arXiv 2302.04089), FLAP (arXiv 2312
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,12 @@ from compress.prune.least_squares import fitted, token_weights
 if TYPE_CHECKING:
     from compress.prune.plan import Plan
     from compress.stage import Advance
+
+
+Streams = tuple[Tensor, ...]
+"""The student's before the layer, then the original's: before it, what its attention adds, and after it."""
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Inputs of a projection, what it should give, and the weights of the tokens."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,7 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
 
 def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Tensor], fit: Fit) -> Tensor:
     """Solve both projections of one layer; the stream after it."""
-    x_t, o_t, next_t = teacher
     modules = adapter_for(s.model.config).modules
-    conv1d = modules.conv1d
     heads: Any = s.model.get_submodule(modules.head_outputs(index))
     neurons: Any = s.model.get_submodule(modules.neurons(index))
 
@@ -76,32 +81,43 @@ def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Te
         for x in batches(x_s):
             with suppress(EnoughSeen):
                 s.run(index, x)
-    drift = x_t.float() - x_s.float()
-    _solve(
-        heads, attended, o_t.float() + fit.absorb * drift, token_weights(x_t.float() + o_t.float()), fit.ridge, conv1d
-    )
+    streams = list(zip(batches(x_s), *map(batches, teacher), strict=True))
+    _solve(heads, _of_heads(attended, streams, fit.absorb), fit.ridge, modules.conv1d)
 
     known = already_known(s.model, modules.head_outputs(index), attended, attention=True)
     with known, watching(heads) as read, watching(neurons) as seen:
-        outs = torch.cat([s.run(index, x) for x in batches(x_s)])
-    o_s = torch.cat([out for _, out in read])
-    rest = outs.float() - torch.cat([out for _, out in seen]).float()
-    # what is left of the drift once attention has made up for its part
-    drift = (x_t.float() + o_t.float()) - (x_s.float() + o_s.float())
-    goal = next_t.float() - (1 - fit.absorb) * drift
-    activations = [a for a, _ in seen]
-    _solve(neurons, activations, goal - rest, token_weights(next_t), fit.ridge, conv1d)
-    return (rest + torch.cat([neurons(a) for a in activations]).float()).to(x_s.dtype)
+        outs = [s.run(index, x) for x in batches(x_s)]
+    rest = [out.float() - mlp.float() for out, (_, mlp) in zip(outs, seen, strict=True)]
+    del outs
+    after_heads = zip(seen, read, rest, streams, strict=True)
+    _solve(neurons, _of_neurons(after_heads, fit.absorb), fit.ridge, modules.conv1d)
+    return torch.cat([(r + neurons(a).float()).to(x_s.dtype) for r, (a, _) in zip(rest, seen, strict=True)])
 
 
-def _solve(module: Any, inputs: list[Tensor], targets: Tensor, weights: Tensor, ridge: float, conv1d: bool) -> None:
-    """Refit `module` (and its bias, as the weight of a constant input) to give `targets` [windows, length, width]."""
+def _of_heads(attended: Iterable[Tensor], streams: Iterable[Streams], absorb: float) -> Iterator[Batch]:
+    """What the heads' projection reads, and should give: the original's output, and a part of the drift."""
+    for a, (x_s, x_t, o_t, _) in zip(attended, streams, strict=True):
+        x, o = x_t.float(), o_t.float()
+        yield a, o + absorb * (x - x_s.float()), token_weights(x + o)
+
+
+def _of_neurons(
+    after_heads: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor, Streams]], absorb: float
+) -> Iterator[Batch]:
+    """The same for the neurons' projection; the drift is what is left once attention has made up for its part."""
+    for (a, _), (_, o_s), rest, (x_s, x_t, o_t, next_t) in after_heads:
+        drift = (x_t.float() + o_t.float()) - (x_s.float() + o_s.float())
+        yield a, next_t.float() - (1 - absorb) * drift - rest, token_weights(next_t)
+
+
+def _solve(module: Any, tokens: Iterable[Batch], ridge: float, conv1d: bool) -> None:
+    """Refit `module` (and its bias, as the weight of a constant input)."""
     start = (module.weight.t() if conv1d else module.weight).float()
     has_bias = module.bias is not None
     if has_bias:
         start = torch.cat([start, module.bias.float()[:, None]], 1)
-        inputs = [torch.cat([a, torch.ones_like(a[..., :1])], -1) for a in inputs]
-    solved = fitted(start, inputs, batches(targets), batches(weights), ridge)
+        tokens = ((torch.cat([a, torch.ones_like(a[..., :1])], -1), t, w) for a, t, w in tokens)
+    solved = fitted(start, tokens, ridge)
     if has_bias:
         module.bias.copy_(solved[:, -1])
         solved = solved[:, :-1]

@@ -10,39 +10,39 @@ few positions (arXiv 2402.17762) rule both sums, and the fit serves them alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from compress.moments import sum_of_products
+from compress.moments import add_products, mirrored
 
 
-def fitted(
-    start: Tensor, inputs: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[Tensor], ridge: float
-) -> Tensor:
+def fitted(start: Tensor, tokens: Iterable[tuple[Tensor, Tensor, Tensor]], ridge: float) -> Tensor:
     """The best W [outputs, inputs], in fp32.
 
     Args:
         start: W0 [outputs, inputs], what the ridge pulls to.
-        inputs: a, batches [windows, length, inputs]; their type is that of the products.
-        targets: t, batches [windows, length, outputs].
-        weights: w, batches [windows, length].
+        tokens: batches of a [windows, length, inputs], whose type is that of the products, t [windows, length, outputs]
+            and w [windows, length].
         ridge: how strongly it pulls, relative to the size of the inputs.
 
     Returns:
         W; `start` where the system cannot be solved, or gives anything but numbers.
     """
-    a = [_weighted(x, w, x.dtype) for x, w in zip(inputs, weights, strict=True)]
-    t = [_weighted(x, w, y.dtype) for x, w, y in zip(targets, weights, a, strict=True)]
-    h, r = sum_of_products(a, a).double(), sum_of_products(a, t).double()
-    lam = ridge * h.diagonal().mean()
-    r += lam * start.double().t()
-    h.diagonal().add_(lam)
-    factor, failed = torch.linalg.cholesky_ex(h)
+    outputs, width = start.shape
+    h, r = (torch.zeros(width, columns, device=start.device) for columns in (width, outputs))
+    for a, t, w in tokens:
+        x = _weighted(a, w, a.dtype)
+        add_products(h, x, x)
+        add_products(r, x, _weighted(t, w, x.dtype))
+    exact = mirrored(h).double()
+    lam = ridge * exact.diagonal().mean()
+    exact.diagonal().add_(lam)
+    factor, failed = torch.linalg.cholesky_ex(exact)
     if bool(failed):
         return start.float()
-    solution = torch.cholesky_solve(r, factor).t().float()
+    solution = torch.cholesky_solve(r.double() + lam * start.double().t(), factor).t().float()
     return solution if bool(solution.isfinite().all()) else start.float()
 
 

@@ -27,7 +27,7 @@ def test_finds_the_map_that_made_the_targets() -> None:
     torch.manual_seed(0)
     a, w = torch.randn(4, 100, 12), torch.randn(5, 12)
     weights = torch.rand(4, 100) + 0.1
-    found = fitted(torch.zeros(5, 12), a.split(2), (a @ w.T).split(2), weights.split(2), 1e-8)
+    found = fitted(torch.zeros(5, 12), zip(a.split(2), (a @ w.T).split(2), weights.split(2), strict=True), 1e-8)
     torch.testing.assert_close(found, w, rtol=1e-4, atol=1e-4)
 
 
@@ -36,7 +36,7 @@ def test_equals_weighted_least_squares() -> None:
     a, t, weights = torch.randn(2, 50, 6), torch.randn(2, 50, 3), torch.rand(2, 50)
     root = weights.sqrt()[..., None]
     expected = torch.linalg.lstsq((root * a).flatten(0, 1), (root * t).flatten(0, 1)).solution.T
-    torch.testing.assert_close(fitted(torch.zeros(3, 6), [a], [t], [weights], 1e-9), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(fitted(torch.zeros(3, 6), [(a, t, weights)], 1e-9), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -46,22 +46,22 @@ def test_half_precision_finds_nearly_the_same(dtype: torch.dtype) -> None:
     a, t = torch.randn(2, 500, 6), torch.randn(2, 500, 3)
     for size in (1e-9, 1e9):
         weights = (torch.rand(2, 500) + 0.1) * size
-        exact = fitted(torch.zeros(3, 6), [a], [t], [weights], 0.1)
-        found = fitted(torch.zeros(3, 6), [a.to(dtype)], [t], [weights], 0.1)
+        exact = fitted(torch.zeros(3, 6), [(a, t, weights)], 0.1)
+        found = fitted(torch.zeros(3, 6), [(a.to(dtype), t, weights)], 0.1)
         torch.testing.assert_close(found, exact, rtol=0.02, atol=2e-3)
 
 
 def test_strong_ridge_keeps_the_start() -> None:
     torch.manual_seed(0)
     start = torch.randn(3, 6)
-    found = fitted(start, [torch.randn(1, 100, 6)], [torch.randn(1, 100, 3)], [torch.ones(1, 100)], 1e6)
+    found = fitted(start, [(torch.randn(1, 100, 6), torch.randn(1, 100, 3), torch.ones(1, 100))], 1e6)
     torch.testing.assert_close(found, start, rtol=1e-3, atol=1e-3)
 
 
 def test_what_cannot_be_solved_keeps_the_start() -> None:
     start = torch.ones(2, 4)
     nan = torch.full((1, 8, 4), float("nan"))
-    assert torch.equal(fitted(start, [nan], [torch.ones(1, 8, 2)], [torch.ones(1, 8)], 0.1), start)
+    assert torch.equal(fitted(start, [(nan, torch.ones(1, 8, 2), torch.ones(1, 8))], 0.1), start)
 
 
 def test_massive_tokens_do_not_rule() -> None:

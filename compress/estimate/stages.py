@@ -45,21 +45,20 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
 def compensate(stage: Any, form: Form, world: World) -> Effect:
     """The residual streams of both models over all calibration tokens, and one layer's normal equations.
 
-    At most alive at once, per token: 17 streams in 16 bits (h each: before and after the layer, embedded, gathered,
-    inputs and outputs of both projections, for student and teacher), 6 in fp32 (targets and drift with their
-    intermediate results), and the neurons' activations.
+    At most alive at once, per token: 10 streams in 16 bits (h each: embedded and before the layer, for student and
+    teacher; what attention adds, for both; after the layer, for both; what the neurons add; where channels are cut,
+    three of the teacher's once more), one in fp32, and the inputs of both projections.
     """
     n, h, m = stage.calibration_tokens, form.widths.hidden, form.widths.mlp
     q = form.queries
     teacher = world.original
+    narrowed = 3 if h < teacher.widths.hidden else 0
     terms = {
-        "streams in 16 bits": 2 * n * (14 * h + 3 * q),
-        "streams in fp32": 4 * n * 6 * h,
-        "neurons": 2 * n * m,
-        "normal equations": m * m * (4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
+        "streams": 2 * n * ((10 + narrowed) * h + q + m) + 4 * n * h,
+        "normal equations": m * m * (4 + 4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
         "solved weights": 2 * form.widths.layers * h * (m + q),
     }
-    passes = 2 * forward(teacher, n, CALIBRATION_WINDOW) + 3 * forward(form, n, CALIBRATION_WINDOW)
+    passes = forward(teacher, n, CALIBRATION_WINDOW) + 1.5 * forward(form, n, CALIBRATION_WINDOW)
     normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h)
     solve = form.widths.layers * 2 * (m**3 / 3 + 2 * m * m * h + q**3 / 3 + 2 * q * q * h)
     fit = Phase("least squares", terms, form.bytes + teacher.bytes, passes, normal + solve)

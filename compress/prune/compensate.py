@@ -57,6 +57,7 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
     s, t = Layers.of(student, windows), Layers.of(teacher, windows)
     modules = adapter_for(student.config).modules
     kept = torch.tensor(plan.hidden, device=t.embedded.device)
+    all_kept = len(kept) == t.embedded.shape[-1]
     x_s, x_t = s.embedded, t.embedded
     for original in range(len(t.calls)):
         heads_t = teacher.get_submodule(modules.head_outputs(original))
@@ -65,13 +66,13 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
         o_t = torch.cat([out for _, out in seen])
         if original in plan.layers:
             index = plan.layers.index(original)
-            reduced = (x_t[..., kept], o_t[..., kept], next_t[..., kept])
-            x_s = _layer(s, index, x_s, reduced, fit)
+            streams = (x_t, o_t, next_t)
+            x_s = _layer(s, index, x_s, streams if all_kept else tuple(x[..., kept] for x in streams), fit)
         x_t = next_t
         advance(1)
 
 
-def _layer(s: Layers, index: int, x_s: Tensor, teacher: tuple[Tensor, Tensor, Tensor], fit: Fit) -> Tensor:
+def _layer(s: Layers, index: int, x_s: Tensor, teacher: Streams, fit: Fit) -> Tensor:
     """Solve both projections of one layer; the stream after it."""
     modules = adapter_for(s.model.config).modules
     heads: Any = s.model.get_submodule(modules.head_outputs(index))

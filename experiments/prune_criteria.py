@@ -25,6 +25,7 @@ from compress.prune.compensate import Fit, compensate
 from compress.prune.criteria import Importance, LayerImportance
 from compress.prune.plan import Scores, select
 from compress.prune.scoring import Criteria, score
+from compress.prune.stage import Compensate
 from compress.prune.surgery import pruned_model
 from compress.prune.target import PruneTarget, solve
 from compress.runtime.loading import load_model
@@ -63,9 +64,10 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8, help="of 1,024 tokens, to measure on")
     parser.add_argument("--seed", type=int, default=0, help="of random scores")
     parser.add_argument("--no-compensation", action="store_true")
-    parser.add_argument("--ridge", type=float, default=Fit().ridge)
-    parser.add_argument("--absorb", type=float, default=Fit().absorb)
+    parser.add_argument("--ridge", type=float, help="by default the stage's, for so much text")
+    parser.add_argument("--absorb", type=float, default=Compensate().absorb)
     options = parser.parse_args()
+    options.ridge = options.ridge or Compensate().ridge_for(options.tokens)
     folder = options.model or EmbeddedModel().resolve().folder
     from transformers import AutoTokenizer
 

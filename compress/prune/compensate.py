@@ -39,7 +39,7 @@ class Fit:
     """How the least squares are weighted."""
 
     ridge: float = 0.3
-    absorb: float = 0.5
+    absorb: float = 0.75
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from compress.prune.plan import Scores, select
 from compress.prune.scoring import Criteria, score
 from compress.prune.stage import Compensate
 from compress.prune.surgery import pruned_model
-from compress.prune.target import PruneTarget, solve
+from compress.prune.target import PruneTarget, solve_coarsest
 from compress.runtime.loading import load_model
 from compress.source import EmbeddedModel
 
@@ -101,7 +101,7 @@ def one(
     shape = architecture.shape(model.config)
     whole = architecture.non_embedding_parameters(model.config)
     target = PruneTarget(keep=None, **CUTS[kind])  # type: ignore[arg-type]
-    widths = solve(shape, target, lambda w: architecture.non_embedding_parameters(model.config, w))
+    widths = solve_coarsest(shape, target, lambda w: architecture.non_embedding_parameters(model.config, w))
     plan = select(scores_of(model, windows, criterion, kind, widths, options.seed), shape, widths)
     pruned = pruned_model(model, architecture, plan)
     plain = measure(pruned, original, lambda _: None)

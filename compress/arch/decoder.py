@@ -46,10 +46,11 @@ class Variant:
     out_bias: bool | None
     mlp_bias: bool | None
     head_norms: bool  # q_norm and k_norm, [head_dim]
+    hidden_by_heads: bool = False  # see `Shape`
 
 
 VARIANTS = {
-    "llama": Variant(qkv_bias=None, out_bias=None, mlp_bias=None, head_norms=False),
+    "llama": Variant(qkv_bias=None, out_bias=None, mlp_bias=None, head_norms=False, hidden_by_heads=True),
     "mistral": Variant(qkv_bias=False, out_bias=False, mlp_bias=False, head_norms=False),
     "qwen2": Variant(qkv_bias=True, out_bias=False, mlp_bias=False, head_norms=False),
     "qwen3": Variant(qkv_bias=None, out_bias=None, mlp_bias=False, head_norms=True),
@@ -57,7 +58,7 @@ VARIANTS = {
 }
 
 
-def read_shape(config: Config) -> Shape:
+def read_shape(variant: Variant, config: Config) -> Shape:
     """Sizes stated by a config."""
     heads = config.num_attention_heads
     return Shape(
@@ -69,6 +70,7 @@ def read_shape(config: Config) -> Shape:
         mlp=config.intermediate_size,
         vocab=config.vocab_size,
         tied=config.tie_word_embeddings,
+        hidden_by_heads=variant.hidden_by_heads,
     )
 
 
@@ -113,7 +115,7 @@ DECODERS = {
     family: Architecture(
         family=family,
         modules=MODULES,
-        read_shape=read_shape,
+        read_shape=partial(read_shape, variant),
         layer_tensors=partial(layer_tensors, variant),
         write_widths=write_widths,
         buffers=frozenset({"self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq"}),

@@ -52,6 +52,7 @@ class Shape:
     mlp: int  # neurons per layer
     vocab: int  # rows of the embedding
     tied: bool  # the head is the embedding
+    hidden_by_heads: bool = False  # transformers refuses residual widths that are no multiple of the query heads
 
     @property
     def queries(self) -> int:

@@ -8,6 +8,7 @@ parameters is Minitron's finding (arXiv 2407.14679, section 4); depth is the fas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,7 @@ class PruneTarget:
         layers, mlp, heads, query_heads, hidden: of the groups of one kind; None leaves that kind to `keep` and `share`.
         share: the part of the removal each kind bears, relative to the others; a kind not named is not cut.
         multiple: MLP and residual widths are multiples of this (4-bit blocks and matrix tiles fit then).
+        hidden_multiple: the same for residual widths, where it is another.
         tolerance: how far the fraction reached may be from `keep` before the target is refused.
         at_most: never more than `keep`, rather than nearest to it.
         asked: what the user typed for `keep`, where it is not that.
@@ -43,6 +45,7 @@ class PruneTarget:
     hidden: float | None = None
     share: Mapping[Kind, float] = field(default_factory=lambda: {"layers": 0.5, "mlp": 0.5})
     multiple: int = 64
+    hidden_multiple: int | None = None
     tolerance: float = 0.02
     at_most: bool = False
     asked: str | None = None
@@ -88,7 +91,8 @@ def solve(shape: Shape, target: PruneTarget, count: Count) -> Widths:
     """
     full = widths = shape.widths
     for kind, fraction in target.explicit.items():
-        widths = _with(widths, kind, _explicit(kind, fraction, full.of(kind), target.multiple))
+        possible = _choices(kind, shape, widths, target)
+        widths = _with(widths, kind, _explicit(kind, fraction, possible))
     if target.keep is None:
         return widths
     goal = target.keep * count(full)
@@ -100,7 +104,7 @@ def solve(shape: Shape, target: PruneTarget, count: Count) -> Widths:
         # MLPs, the finest, take whatever the kinds before them have left
         here = goal if kind == "mlp" else count(widths) - to_remove * shares[kind] / whole
         last = kind == cut[-1]
-        widths = _nearest(widths, kind, here, target, count, last)
+        widths = _nearest(widths, kind, _choices(kind, shape, widths, target), here, count, last and target.at_most)
     reached = count(widths) / count(full)
     above = 0.0 if target.at_most else target.tolerance
     if not -target.tolerance <= reached - target.keep <= above or (target.keep < 1 and widths == full):
@@ -109,17 +113,25 @@ def solve(shape: Shape, target: PruneTarget, count: Count) -> Widths:
 
 
 MULTIPLES = (64, 32, 16, 8, 4, 2, 1)
+HIDDEN_STEPS = 8
+"""Residual widths come in at least so many steps, if a smaller multiple makes them."""
+LEAST = 1 / 32
+"""Of the neurons or residual channels that stay: fewer are no model any more."""
 
 
 def solve_coarsest(shape: Shape, target: PruneTarget, count: Count) -> Widths:
     """`solve` at the largest of `MULTIPLES` that meets the target: a small model may be too narrow for steps of 64.
 
     Raises:
-        UserError: not even steps of one meet it.
+        UserError: not even steps of one meet it, or a fraction leaves next to nothing.
     """
     for multiple in MULTIPLES:
+        hidden = next(m for m in MULTIPLES if m <= multiple and (m == 1 or m * HIDDEN_STEPS <= shape.hidden))
+        if shape.hidden_by_heads:
+            fine = [m for m in MULTIPLES if m <= hidden and math.lcm(m, shape.heads) * HIDDEN_STEPS <= shape.hidden]
+            hidden = fine[0] if fine else 1
         try:
-            return solve(shape, replace(target, multiple=multiple), count)
+            return solve(shape, replace(target, multiple=multiple, hidden_multiple=hidden), count)
         except UserError:
             if multiple == MULTIPLES[-1]:
                 raise
@@ -130,23 +142,30 @@ def _with(widths: Widths, kind: Kind, groups: int) -> Widths:
     return replace(widths, **{kind: groups})
 
 
-def _choices(kind: Kind, full: int, multiple: int) -> list[int]:
+def _choices(kind: Kind, shape: Shape, widths: Widths, target: PruneTarget) -> list[int]:
     """The counts a kind can have, ascending: whole layers and KV groups, widths in multiples; or uncut."""
-    step = multiple if kind in ("mlp", "hidden") else 1
-    return [*range(step, full, step), full]
+    full = shape.widths.of(kind)
+    if kind not in ("mlp", "hidden"):
+        return [*range(1, full), full]
+    step = target.multiple
+    if kind == "hidden":
+        step = target.hidden_multiple or step
+        step = math.lcm(step, widths.all_query_heads) if shape.hidden_by_heads else step
+    return [*(n for n in range(step, full, step) if n >= LEAST * full), full]
 
 
-def _nearest(widths: Widths, kind: Kind, goal: float, target: PruneTarget, count: Count, last: bool) -> Widths:
+def _nearest(widths: Widths, kind: Kind, choices: list[int], goal: float, count: Count, at_most: bool) -> Widths:
     """Set one kind so that the parameter count comes closest to `goal`; of two as close, the wider."""
-    options = [_with(widths, kind, groups) for groups in _choices(kind, widths.of(kind), target.multiple)]
-    if last and target.at_most:
+    options = [_with(widths, kind, groups) for groups in choices]
+    if at_most:
         options = [option for option in options if count(option) <= goal] or options[:1]
     return min(reversed(options), key=lambda option: abs(count(option) - goal))
 
 
-def _explicit(kind: Kind, fraction: float, full: int, multiple: int) -> int:
+def _explicit(kind: Kind, fraction: float, choices: list[int]) -> int:
     """Groups kept for a stated fraction: the nearest count that is possible."""
-    choices, wanted = _choices(kind, full, multiple), fraction * full
+    full = choices[-1]
+    wanted = fraction * full
     nearest = min(reversed(choices), key=lambda groups: abs(groups - wanted))
     shown = choices if len(choices) <= 12 else [*choices[:2], *choices[-3:]]
     possible = f"Possible: {', '.join(f'{groups / full:.3g}' for groups in shown)} (that is {shown} of {full})."
@@ -164,7 +183,8 @@ def _explicit(kind: Kind, fraction: float, full: int, multiple: int) -> int:
 
 def _unreachable(target: PruneTarget, full: Widths, widths: Widths, reached: float) -> UserError:
     sizes = ", ".join(f"{widths.of(kind)} of {full.of(kind)} {_UNIT[kind]}" for kind in KINDS)
-    hint = f"Give a target near {reached:.3f}, a smaller `multiple` (now {target.multiple}), or another `share`."
+    finer = f"a smaller `multiple` (now {target.multiple}), " if target.multiple > 1 else ""
+    hint = f"Give a target near {reached:.3f}, {finer}or another `share`."
     if target.explicit:
         stated = ", ".join(f"{kind}={fraction}" for kind, fraction in target.explicit.items())
         hint = f"{stated} already fix these kinds: leave out keep (keep=null) or some of them. {hint}"

@@ -65,8 +65,8 @@ def test_every_kind_bears_its_share():
 
 
 def test_explicit_fractions_stand_and_keep_takes_the_rest():
-    assert solve(SHAPE, PruneTarget(keep=None, layers=0.9, mlp=0.75, heads=0.67, hidden=0.89), count) == Widths(
-        layers=27, mlp=1152, heads=2, hidden=512, query_heads=3
+    assert solve(SHAPE, PruneTarget(keep=None, layers=0.9, mlp=0.75, heads=0.67, hidden=0.67), count) == Widths(
+        layers=27, mlp=1152, heads=2, hidden=384, query_heads=3
     )
     assert solve(SHAPE, PruneTarget(keep=None, query_heads=0.67), count) == replace(SHAPE.widths, query_heads=2)
     widths = solve(SHAPE, PruneTarget(keep=0.8, layers=0.9), count)
@@ -101,6 +101,29 @@ def test_explicit_fractions_stand_and_keep_takes_the_rest():
 def test_impossible_targets_are_refused_in_words(fields, problem):
     with pytest.raises(UserError, match=rf"(?s){problem}"):
         solve(SHAPE, PruneTarget(**fields), count)
+
+
+@pytest.mark.parametrize("hidden", [0.3, 0.5, 0.7, 0.89])
+@pytest.mark.parametrize("heads", [None, 0.67])
+def test_residual_channels_are_cut_to_what_the_config_can_say(hidden, heads):
+    """transformers wants the width of a Llama to be a multiple of its query heads, 9 here: no multiple of 64 is one."""
+    widths = Prune(keep=None, hidden=hidden, heads=heads).widths(SMOL)
+    assert widths.hidden % widths.all_query_heads == 0
+    assert widths.hidden / 576 == pytest.approx(hidden, abs=1 / 16)
+    shared = Prune(keep=0.8, share={"hidden": 0.5, "mlp": 0.5}).widths(SMOL)
+    assert shared.hidden < 576 and shared.hidden % 9 == 0 and kept(shared) == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("fields", [{"mlp": 0.001}, {"hidden": 0.005}, {"mlp": 0.01}, {"layers": 0.01}])
+def test_next_to_nothing_is_nothing_at_any_multiple(fields):
+    with pytest.raises(UserError, match="leaves nothing"):
+        Prune(keep=None, **fields).widths(SMOL)
+
+
+def test_no_smaller_multiple_is_proposed_than_one():
+    with pytest.raises(UserError, match=r"(?s)cannot be reached.*nearest") as refused:
+        Prune(keep=0.01).widths(SMOL)
+    assert "multiple" not in refused.value.hint
 
 
 def test_other_goals_stand_in_the_place_of_keep():

@@ -117,7 +117,7 @@ class Config:
     stages: dict[str, Any] = field(default_factory=dict)
     """The stages that change weights, in order."""
     train: Training = field(default_factory=Training)
-    """Shared by all training stages: `stages.<name>.train` overrides it for one."""
+    """Shared by all training stages, but for rate and schedule: `stages.<name>.train` overrides it for one."""
     evaluate: Evaluation = field(default_factory=Evaluation)
     export: dict[str, Any] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
@@ -188,7 +188,27 @@ def build(composed: Any) -> Config:
                 )
         stages: dict[str, Stage] = config.stages
         check_chain(stages)
+        _check_own_rates(config)
     return config
+
+
+def _check_own_rates(config: Config) -> None:
+    """A rate is in the units of what trains: none is right for all stages, so one for all is refused, not ignored.
+
+    Raises:
+        UserError: naming what to type instead.
+    """
+    from compress.preparation import trainings
+
+    for name in ("rate", "schedule"):
+        given = getattr(config.train, name)
+        if given != getattr(Training(), name):
+            said = given.value if isinstance(given, Enum) else given
+            own = [f"stages.{stage}.train.{name}={said}" for stage, part in trainings(config.stages)]
+            raise UserError(
+                f"train.{name}={said}: every stage that trains has a {name} of its own.",
+                f"Give {' '.join(own)}." if own else "No stage of this run trains: leave it out.",
+            )
 
 
 def share_of_threads(workers: int) -> int:

@@ -21,7 +21,7 @@ LAYERS = [
     {"sweep"},
     {"estimate"},
     {"prune", "distill", "quant", "recover", "evaluate", "export", "report"},
-    {"calibrate", "layerwise", "own_text"},
+    {"calibrate", "layerwise", "moments", "own_text"},
     {"train"},
     {"losses"},
     {"runtime"},

@@ -20,8 +20,9 @@ Full logits, forward KL, temperature 1 and no cross-entropy is what heals langua
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
 
@@ -55,11 +56,14 @@ class Logits:
     skew_alpha: float = 0.1
     """Share of the distribution itself in the mixtures of the two skewed terms, between 0 and 1."""
 
+    weighted: ClassVar[tuple[str, ...]] = (*DIVERGENCES, "ce")
+    """The fields that are weights of terms."""
+
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"loss.temperature={self.temperature} must be above zero.")
-        weights = {name: getattr(self, name) for name in (*DIVERGENCES, "ce")}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"loss.temperature={self.temperature} must be above zero, and a number.")
+        weights = {name: getattr(self, name) for name in self.weighted}
+        if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
             given = ", ".join(f"loss.{name}={weight}" for name, weight in weights.items())
             raise UserError(f"{given}: all at least zero, and one above.", "The default is loss.kl=1.")
         for name in ("js_beta", "skew_alpha"):

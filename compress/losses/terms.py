@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from compress.errors import UserError
 from compress.losses.logits import Logits
 
 
@@ -17,11 +17,7 @@ class Terms(Logits):
     attention: float = 0.0
     """Weight of the error of what the layers' attention reads, relative to the teacher's."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("hidden", "attention"):
-            if getattr(self, name) < 0:
-                raise UserError(f"loss.{name}={getattr(self, name)} must not be negative.")
+    weighted: ClassVar[tuple[str, ...]] = (*Logits.weighted, "hidden", "attention")
 
     @property
     def matching(self) -> bool:

@@ -33,14 +33,35 @@ def make_optimizer(
 
     arguments = {key: value for key, value in spec.items() if key != "_target_"}
     kind = _find_class(str(spec.get("_target_", "")))
-    if issubclass(kind, torch.optim.AdamW) and "fused" not in arguments:
+    if issubclass(kind, torch.optim.AdamW) and not {"fused", "foreach", "capturable"} & arguments.keys():
         arguments["fused"] = True  # one pass over the state instead of seven
     try:
         optimizer = kind(groups(parameters, rate), lr=rate, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer {spec['_target_']} refuses its arguments: {error}.") from error
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def check_optimizer(spec: Mapping[str, Any]) -> None:
+    """Refuse an optimizer that does not take its arguments, or cannot make a plain step, before anything is computed.
+
+    Raises:
+        UserError: as `make_optimizer`, or it needs more than gradients.
+    """
+    import torch
+
+    parameter = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = make_optimizer(spec, [parameter], 1e-3)
+    if not type(optimizer).__module__.startswith("torch."):
+        return  # bitsandbytes' want the device they will run on
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"optimizer {spec['_target_']} cannot train here: {error}.", "Take torch.optim.AdamW, or leave it out."
+        ) from error
 
 
 def groups(parameters: Iterable[torch.nn.Parameter], rate: float) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -117,8 +118,8 @@ class Training:
         self._check_validation()
 
     def _check_rate(self) -> None:
-        if not self.rate > 0:
-            raise UserError(f"train.rate={self.rate} must be above zero.")
+        if not 0 < self.rate < math.inf:
+            raise UserError(f"train.rate={self.rate} must be above zero, and a number.")
         if not 0 <= self.warmup < 1:
             raise UserError(f"train.warmup={self.warmup} is the fraction of steps spent warming up: from 0 to below 1.")
         if not 0 <= self.final_rate <= 1:

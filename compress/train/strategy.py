@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
 from compress.preparation import trainings
+from compress.train.optimizer import check_optimizer
 from compress.train.settings import Logger, Strategy, Training
 
 if TYPE_CHECKING:
@@ -31,10 +32,11 @@ def check_trainings(stages: Mapping[str, Stage], device: str) -> None:
 
     Raises:
         UserError: DeepSpeed without CUDA or without its library, more processes than GPUs, FSDP on a 4-bit base or with
-            an optimizer of bitsandbytes, a logger whose library is missing.
+            an optimizer of bitsandbytes, a logger whose library is missing, an optimizer that does not work.
     """
     for name, part in trainings(stages):
         _check(name, part.kind, part.train, device)
+        check_optimizer(part.train.optimizer)
 
 
 def _check(name: str, kind: str, settings: Training, device: str) -> None:
@@ -94,12 +96,14 @@ def strategy_for(settings: Training) -> Any:
 
 
 def deepspeed_config(settings: Training) -> dict[str, Any]:
-    """DeepSpeed's own settings for ours. Whole fp32 weights stay on every GPU: rank 0 writes them as they are."""
+    """DeepSpeed's own settings for ours; Lightning adds the accumulation.
+
+    Whole fp32 weights stay on every GPU: rank 0 writes them as they are.
+    """
     pieces = settings.accumulate * settings.devices
     return {
         "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
         "train_micro_batch_size_per_gpu": settings.batch // pieces,
-        "gradient_accumulation_steps": settings.accumulate,
         "gradient_clipping": settings.clip,
         "zero_allow_untested_optimizer": True,
     }

@@ -59,6 +59,7 @@ def test_every_yaml_composes(file: Path) -> None:
         config = built("+pipeline=prune_distill", f"+{option(file)}")
     elif group in ("prune", "distill", "quant", "recover"):
         before = {"qlora": ["+quant@stages.first=nf4"], "compensate": ["+prune@stages.first=activation"]}
+        before["compensate_long"] = before["compensate"]
         config = built(*before.get(file.stem, []), f"+{group}@stages.it={file.stem}")
         schemas = {f"{path}_schema".partition("/")[2]: kind for path, kind in STAGES.items()}
         base = next(kind for name, kind in schemas.items() if name.removesuffix("_schema") in _bases(file))
@@ -129,11 +130,14 @@ def test_top_training_settings_reach_every_training_stage() -> None:
         "train.activation_checkpointing=true",
         "train.patience=2",
         "train.validate_tokens=99",
+        "train.clip=0.5",
+        "train.warmup=0.2",
+        "train.final_rate=0.1",
     ]
     stages = built("+pipeline=prune_distill", *given, *more).stages
     stages |= {"qat": built("+pipeline=qat_nf4", *given, *more).stages["quant"]}
     top = built("+pipeline=distill_only", *given, *more).train
-    own = {"rate", "schedule", "warmup", "final_rate", "clip"}
+    own = {"rate", "schedule"}
     for name in ("distill", "recover", "qat"):
         found, expected = vars(stages[name].train), vars(top)
         assert {k: v for k, v in found.items() if k not in own} == {k: v for k, v in expected.items() if k not in own}
@@ -170,6 +174,12 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "the best of no validations": (["+pipeline=qlora", "train.keep=best"], "train.validate_every="),
     "patience without validations": (["+pipeline=qlora", "train.patience=2"], "train.validate_every="),
     "an unknown logger": (["+pipeline=distill_only", "train.loggers=[wandb]"], "tensorboard"),
+    "a rate for all": (["+pipeline=prune_distill", "train.rate=1e-4"], "stages.distill.train.rate="),
+    "a schedule for all": (["+pipeline=qat_nf4", "train.schedule=linear"], "stages.quant.train.schedule=linear"),
+    "no rate for what does not train": (["+pipeline=nf4", "train.rate=1e-4"], "No stage"),
+    "an infinite rate": (["+pipeline=distill_only", "stages.distill.train.rate=inf"], "train.rate=inf"),
+    "an infinite temperature": (["+pipeline=distill_only", "stages.distill.loss.temperature=inf"], "temperature=inf"),
+    "a weight that is no number": (["+pipeline=distill_only", "stages.distill.loss.hidden=nan"], "loss.hidden=nan"),
     "no tokens": (["+pipeline=distill_only", "train.tokens=0"], "tokens"),
     "quantize twice": (["+pipeline=nf4", "+quant@stages.again=int8"], "'quant' before it took that away"),
     "prune after quantization": (["+pipeline=nf4", "+prune@stages.late=activation"], "dense"),

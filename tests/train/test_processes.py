@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,7 +123,36 @@ def test_what_can_train_is_not_refused() -> None:
 
 
 def test_deepspeed_gets_the_same_global_batch() -> None:
-    """Its own rule: train_batch_size = micro batch x accumulation x GPUs. Untested beyond this: it needs CUDA."""
-    config = deepspeed_config(Training(batch=16, accumulate=2, devices=4, strategy=Strategy.deepspeed, clip=0.5))
+    """Its own rule: train_batch_size = micro batch x accumulation x GPUs; Lightning's own check of the config passes.
+    Untested beyond this: it needs CUDA."""
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    settings = Training(batch=16, accumulate=2, devices=4, strategy=Strategy.deepspeed, clip=0.5)
+    trainer = SimpleNamespace(accumulate_grad_batches=settings.accumulate, gradient_clip_val=settings.clip)
+    strategy = SimpleNamespace(config=deepspeed_config(settings), lightning_module=SimpleNamespace(trainer=trainer))
+    DeepSpeedStrategy._format_batch_size_and_grad_accum_config(strategy)
+    config = strategy.config
     assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 4 == 16
     assert config["gradient_clipping"] == 0.5 and config["zero_optimization"]["stage"] == 2
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"_target_": "torch.optim.AdmaW"},
+        {"_target_": "torch.optim.AdamW", "beta": 1},
+        {"_target_": "torch.optim.AdamW", "fused": True, "foreach": True},
+        {"_target_": "torch.optim.SparseAdam"},
+        {"_target_": "torch.optim.LBFGS"},
+    ],
+    ids=str,
+)
+def test_an_optimizer_that_does_not_work_is_refused_before_the_work(optimizer: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="optimizer"):
+        check_trainings({"it": Distill(train=Training(optimizer=optimizer))}, "cpu")
+
+
+def test_an_optimizer_without_the_fused_step() -> None:
+    check_trainings(
+        {"it": Distill(train=Training(optimizer={"_target_": "torch.optim.AdamW", "foreach": True}))}, "cpu"
+    )

@@ -45,7 +45,7 @@ class PruneSearch(CutAndHeal):
     """Tokens candidates are judged on."""
 
     kind: ClassVar[str] = "prune_search"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         from compress.errors import UserError

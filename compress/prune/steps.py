@@ -27,7 +27,7 @@ class PruneInSteps(CutAndHeal):
     steps: int = 2
 
     kind: ClassVar[str] = "prune_in_steps"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         from compress.errors import UserError

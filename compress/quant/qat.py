@@ -55,7 +55,7 @@ class QAT:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qat"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})

@@ -109,7 +109,7 @@ class PostTraining:
     """Grid of the embedding, and of the head (one tensor where they are tied); by default they stay dense."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     activations: ClassVar[Activations] = Activations.none

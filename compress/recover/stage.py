@@ -39,7 +39,7 @@ class QLoRA:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qlora"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs: ClassVar[frozenset[str]] = frozenset({NF4_WEIGHTS})
     gives: ClassVar[frozenset[str]] = frozenset({ADAPTER})
     takes: ClassVar[frozenset[str]] = frozenset()

@@ -15,6 +15,7 @@ from compress.arch.inventory import total_parameters
 from compress.checkpoint import Checkpoint
 from compress.config import Config
 from compress.errors import UserError
+from compress.estimate.fits import check_memory
 from compress.estimate.run import predicted_rows
 from compress.evaluate.evaluator import SECOND, Evaluator
 from compress.evaluate.tasks import check_tasks
@@ -94,7 +95,6 @@ class Run:
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
         self.exports.check(self.first.checkpoint, last_grid(config.stages))
         parameters = total_parameters(self.first.checkpoint.config)
-        preparation.check_memory(config.stages, parameters)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
         with self.progress.bar("reading the text (fetched once, then from the cache)", 1) as advance:
@@ -121,6 +121,7 @@ class Run:
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         own_written = self.store.recall("own_text", self._own_key()) is not None
         self.predicted = predicted_rows(config, folders, self.store, own_written)
+        check_memory(self.predicted, config.stages, self.device)
 
     def _fabric(self) -> Fabric:
         import torch

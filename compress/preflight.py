@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from compress import preparation
 from compress.arch import Widths, adapter_for
-from compress.arch.inventory import total_parameters
 from compress.checkpoint import sidecars
 from compress.errors import UserError
+from compress.estimate.fits import check_memory
+from compress.estimate.run import run_estimate
 from compress.estimate.subject import Subject, subject_of
+from compress.paths import cache_folder
 from compress.pipeline import Run
 from compress.source import HuggingFaceModel
 from compress.stage import Advance, Progress, Quiet
@@ -141,20 +143,33 @@ def _checked(config: Config) -> Subject:
     """Refuse what the model's real sizes refuse, before the twin is made."""
     subject = subject_of(config.model)
     preparation.check_shapes(config.stages, subject.config)
-    preparation.check_memory(config.stages, total_parameters(subject.config))
-    preparation.check_device(config.device.value)
+    device = preparation.check_device(config.device.value)
+    rows = {row["name"]: row for row in run_estimate(config, cache_folder())["stages"]}
+    check_memory(rows, config.stages, device)
     return subject
 
 
 def _small(config: Config, subject: Subject, root: Path) -> Config:
     """The config with the twin in the place of the model, and little of everything."""
-    small = shrunk(config)
+    small = shrunk(replace(config, stages={n: relative(s, subject.config) for n, s in config.stages.items()}))
+    config = replace(config, stages=small.stages)
     small.model = HuggingFaceModel(str(make_twin(config, config.model, root / subject.name.rpartition("/")[2])))
     if config.teacher is not None:
         small.teacher = HuggingFaceModel(str(make_twin(config, config.teacher, root / "teacher")))
     small.data, small.second = Loaded(config.data.load()), Loaded(config.second.load())
     small.output = str(root / "out")
     return small
+
+
+def relative(stage: Any, config: Any) -> Any:
+    """A stage whose budget of bytes is said as the fraction of the model's parameters that it comes to."""
+    if getattr(stage, "prune", None) is not None:
+        return replace(stage, prune=relative(stage.prune, config))
+    if getattr(stage, "bytes", None) is None:
+        return stage
+    architecture = adapter_for(config)
+    kept = architecture.non_embedding_parameters(config, stage.widths(config))
+    return replace(stage, bytes=None, keep=kept / architecture.non_embedding_parameters(config))
 
 
 def shrunk(value: Any) -> Any:

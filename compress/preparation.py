@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.errors import UserError
-from compress.hardware import memory_bytes
 from compress.stage import TEXT, Stage
 
 if TYPE_CHECKING:
@@ -21,10 +20,6 @@ if TYPE_CHECKING:
     from compress.data import Corpus
 
 GIB = 1 << 30
-TRAINING_BYTES = 16
-"""Per trained parameter: fp32 weight and gradient, and AdamW's two fp32 moments."""
-ALLOWANCE = GIB
-"""For activations, the libraries themselves and what they leave behind."""
 
 
 def check_writable(folder: Path, setting: str) -> None:
@@ -74,24 +69,6 @@ def disk_needed(stages: Mapping[str, Stage], parameters: int) -> int:
     """Bytes for stage results, and for the progress of the largest training twice (old and new)."""
     results = 2 * parameters * (len(stages) + 1)
     return results + (2 * 12 * parameters if trainings(stages) else 0) + GIB // 4
-
-
-def check_memory(stages: Mapping[str, Stage], parameters: int) -> None:
-    """Refuse a training that cannot fit into this machine's memory.
-
-    Raises:
-        UserError: naming what there is and what is needed.
-    """
-    total = memory_bytes()
-    for name, stage in trainings(stages):
-        per_parameter = 2 + (2 if stage.kind == "qlora" else TRAINING_BYTES)
-        needed = parameters * per_parameter + ALLOWANCE
-        if needed > total:
-            raise UserError(
-                f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, "
-                f"and this machine has {total / GIB:.0f} GiB.",
-                f"Drop it with '~stages.{name}', or train adapters only: +pipeline=qlora.",
-            )
 
 
 def check_shapes(stages: Mapping[str, Any], config: Any, teacher: Any = None) -> None:

@@ -12,21 +12,63 @@ The teacher is counted in each: distillation needs it beside the student.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from compress.errors import UserError
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format
 from compress.estimate.machine import Machine
 from compress.estimate.memory import MASTER, Batch, layer_activations, loaded, training
 from compress.estimate.predict import GPU_CONTEXT
+from compress.hardware import memory_bytes
+from compress.train.settings import Strategy
 
+GIB = 1 << 30
 RANK = 16
 GPUS: dict[str, int] = {"8 GB": 8, "16 GB": 16, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
 """Sizes that are sold, in 2^30 bytes."""
 USABLE = 0.92
 """Of a GPU or of this machine's memory: the rest is fragmentation and other programs."""
 SHARDED_OVER = "80 GB"
+SURE = 0.85
+"""Of what a stage is predicted to hold at most: where not even this fits, the prediction's error is no excuse."""
+
+
+def check_memory(rows: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any], device: str) -> None:
+    """Refuse a chain of which a stage cannot fit: into a GPU's memory, or on a CPU into this machine's.
+
+    Args:
+        rows: what is predicted of each stage.
+        stages: the stages.
+        device: cpu or cuda.
+
+    Raises:
+        UserError: naming what there is and what is needed.
+    """
+    there = _gpu_bytes() if device == "cuda" else memory_bytes()
+    for name, row in rows.items():
+        needed = row["gpu_bytes" if device == "cuda" else "peak_rss_bytes"]
+        settings = getattr(stages[name], "train", None)
+        if settings is not None and settings.strategy is Strategy.fsdp:
+            needed //= settings.devices
+        if SURE * needed > there:
+            where = "the GPU" if device == "cuda" else "this machine"
+            smaller = (
+                "Train in smaller pieces (train.accumulate=4 train.activation_checkpointing=true), with smaller "
+                "moments (train=adamw_8bit), or adapters only (+pipeline=qlora); mode=estimate shows what fits."
+            )
+            raise UserError(
+                f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, and {where} has {there / GIB:.0f} GiB.",
+                smaller if settings is not None else f"Drop it with '~stages.{name}', or give it less text to measure.",
+            )
+
+
+def _gpu_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
 
 
 def ways(student: Form, teacher: Form, batch: Batch, known: Machine, libraries: int) -> list[dict[str, Any]]:

@@ -13,9 +13,11 @@ The grids themselves are in `compress.grids`; here are only their sizes, so that
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compress.arch.inventory import Parameter
+from compress.errors import UserError
 from compress.estimate.layouts import (
     GGUF_BLOCK,
     GGUF_BLOCK_BYTES,
@@ -93,6 +95,16 @@ class BudgetFormat:
         """Mixed."""
         return "mixed"
 
+    def least_bits(self, shapes: Iterable[tuple[int, int]]) -> float:
+        """Bits a weight that the smallest grids take for weights [out, in]; 0 if none fits any."""
+        taken, numel = 0, 0
+        for out, width in shapes:
+            grids = [grid for grid in map(OwnFormat, self.candidates) if grid.fits(out, width)]
+            if grids:
+                taken += min(sum(Stored(*part).bytes for part in grid.parts(out, width)) for grid in grids)
+                numel += out * width
+        return 8 * taken / numel if numel else 0.0
+
     def stored(self, weight: Parameter, dtype: str, transposed: bool = False) -> list[Stored]:
         """One tensor of codes for `weight`; dense where no candidate fits."""
         if len(weight.shape) != 2:
@@ -133,5 +145,8 @@ def _bytes(grid: str, weight: Parameter, transposed: bool) -> int:
 def _match(grid: str) -> re.Match[str]:
     found = NAMES.fullmatch(grid)
     if found is None:
-        raise ValueError(f"no sizes are known of the grid {grid!r}: enter it in {__name__}")
+        raise UserError(
+            f"there is no grid {grid!r}.",
+            "The grids are: int8, int4_g64, int3_g128_asym (groups of 32, 64, 128), q8_0 to q4_0, nf4, fp4_b32...",
+        )
     return found

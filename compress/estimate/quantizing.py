@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from compress.data.windows import CALIBRATION_WINDOW
+from compress.errors import UserError
 from compress.estimate.form import Form
 from compress.estimate.grids import BudgetFormat, OwnFormat, block_of_grid, laid_out
 from compress.estimate.layouts import DENSE
@@ -41,6 +42,8 @@ MEASURED_TOKENS = 4096
 """Of `compress.quant.mixing`."""
 WEIGHT_COPIES = 48
 """Bytes for an entry of the layer being solved: W, W', shifts and errors in fp32, the solution in fp64."""
+SURE = 0.98
+"""Of the bits that the smallest grids take: a budget below is too little, whatever is rounded."""
 MOMENT_COPIES = 44
 """Bytes for an entry of H: H, C - H, sums, damped and inverse in fp32, three factors in fp64."""
 
@@ -163,4 +166,12 @@ def _budgeted(stage: Any, form: Form) -> Form:
         rest = replace(form, embeddings=fixed or DENSE).bytes - 2 * weights
         bits = max(0.0, 8 * (stage.megabytes * 1e6 - rest) / weights)
     budget = BudgetFormat(bits, tuple(stage.candidates))
+    least = budget.least_bits(form.linears_of_a_layer())
+    if bits < SURE * least:
+        asked = f"bits={stage.bits}" if stage.megabytes is None else f"megabytes={stage.megabytes}"
+        raise UserError(
+            f"quant.{asked} is too little: with {', '.join(stage.candidates)}, this model takes about {least:.2f} "
+            f"bits a weight at least, and {bits:.2f} are left.",
+            "Give more, or smaller quant.candidates.",
+        )
     return replace(form, linears=budget, embeddings=fixed or budget)

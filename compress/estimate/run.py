@@ -47,6 +47,9 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
     subject = subject_of(config.model)
     teacher = subject if config.teacher is None else subject_of(config.teacher)
     known = machine(Store(cache / "store"), config.threads or available_threads(), measure=False)
+    for stage in config.stages.values():
+        if hasattr(stage, "check_teacher"):
+            stage.check_teacher(subject.config, teacher.config)
     plan = plan_of(config, subject, teacher, own_written=False)
     stages = predict(plan, known)
     last = final_form(plan)

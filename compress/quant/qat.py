@@ -64,6 +64,12 @@ class QAT:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"quant.rank={self.rank} must be at least 1.")
+        if self.activations is not Activations.none and self.grid != "int8":
+            raise UserError(
+                f"quant.activations={self.activations.value} is for grid=int8: layers on {self.grid} run with their "
+                "inputs as they are.",
+                "Leave it at none, or take +pipeline=qat_int8.",
+            )
         for name in ("scale_rate", "norm_rate"):
             if getattr(self, name) < 0:
                 raise UserError(f"quant.{name}={getattr(self, name)} must not be negative; 0 holds them still.")
@@ -77,12 +83,6 @@ class QAT:
         """Refuse grids that do not exist, before anything is computed."""
         from compress.grids import grid_named
 
-        if self.activations is not Activations.none and grid_named(self.grid).name != "int8":
-            raise UserError(
-                f"quant.activations={self.activations.value} is for grid=int8: layers on {self.grid} run with their "
-                "inputs as they are.",
-                "Leave it at none, or take +pipeline=qat_int8.",
-            )
         grid_named(self.grid)
         if self.embedding is not None:
             grid_named(self.embedding)

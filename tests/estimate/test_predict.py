@@ -146,3 +146,20 @@ def test_a_folder_says_its_type(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="int3"):
         subject_in(tmp_path, config.model_type).dtype  # noqa: B018 - raises
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["+pipeline=int4_gptq", "stages.quant.grid=int5_g64"], "no grid 'int5_g64'"),
+        (["+pipeline=qat_nf4", "stages.quant.embedding=q3_k"], "no grid 'q3_k'"),
+        (["+pipeline=mixed", "stages.quant.candidates=[q4_0,foo]"], "no grid 'foo'"),
+        (["+pipeline=mixed", "stages.quant.bits=0.1"], "too little"),
+        (["+pipeline=mixed", "stages.quant.megabytes=0.01"], "too little"),
+        (["+pipeline=qat_int8", "stages.quant.grid=nf4"], "for grid=int8"),
+    ],
+)
+def test_what_a_run_refuses_is_refused(overrides: list[str], said: str, tmp_path: Path, cache: Path) -> None:
+    save("llama", tmp_path / "model")
+    with pytest.raises(UserError, match=said):
+        compress.run([*overrides, "mode=estimate", "model=hf", f"model.path={tmp_path / 'model'}"])

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -220,19 +221,37 @@ def test_too_little_memory_is_foreseen(
         compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
 
 
-def test_least_squares_need_no_room_for_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import psutil
-
+@pytest.mark.parametrize(
+    ("settings", "device", "refused"),
+    [
+        ({}, "cpu", True),
+        ({"accumulate": 4}, "cuda", True),
+        ({"strategy": "fsdp", "devices": 4}, "cuda", False),
+    ],
+)
+def test_memory_is_that_of_the_prediction(
+    settings: dict[str, Any], device: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from compress.distill.stage import Distill
-    from compress.preparation import check_memory
+    from compress.estimate import fits
     from compress.prune.stage import Compensate, Prune
+    from compress.train.settings import Strategy, Training
 
-    memory = psutil.virtual_memory()._replace(total=10 << 30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    cut = {"prune": Prune(), "compensate": Compensate()}
-    check_memory(cut, 10**9)
-    with pytest.raises(UserError, match="'distill' needs about 18 GiB"):
-        check_memory(cut | {"distill": Distill()}, 10**9)
+    for name in ("memory_bytes", "_gpu_bytes"):
+        monkeypatch.setattr(fits, name, lambda: 10 << 30)
+    strategy = Strategy(settings.pop("strategy", "auto"))
+    stages = {
+        "prune": Prune(),
+        "compensate": Compensate(),
+        "it": Distill(train=Training(**settings, strategy=strategy)),
+    }
+    little = {"peak_rss_bytes": 9 << 30, "gpu_bytes": 9 << 30}
+    rows = {"prune": little, "compensate": little, "it": {"peak_rss_bytes": 18 << 30, "gpu_bytes": 18 << 30}}
+    if not refused:
+        fits.check_memory(rows, stages, device)
+        return
+    with pytest.raises(UserError, match=r"'it' needs about 18 GiB.*has 10 GiB"):
+        fits.check_memory(rows, stages, device)
 
 
 def test_out_of_memory(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 import compress
-from compress.arch import Widths
+from compress.arch import Widths, adapter_for
 from compress.command import compose
 from compress.config import build
 from compress.errors import UserError
-from compress.preflight import LAYERS, SMALL, make_twin, narrowed, shrunk
+from compress.estimate.subject import subject_of
+from compress.preflight import LAYERS, SMALL, make_twin, narrowed, relative, shrunk
+from compress.prune.size import dense_bytes
 from compress.source import HuggingFaceModel
 from tests.models import save
 from tests.pipelines.helpers import tiny_run
@@ -104,6 +106,21 @@ def test_the_twin_has_the_layers_a_cut_needs(tmp_path: Path, cache: Path) -> Non
     deep = make_twin(cut, HuggingFaceModel(str(model)), tmp_path / "deep")
     assert json.loads((deep / "config.json").read_text())["num_hidden_layers"] > LAYERS
     assert (deep / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+
+
+def test_a_budget_of_bytes_is_tried_on_a_small_twin(tmp_path: Path, cache: Path) -> None:
+    """No narrow twin takes as many bytes as the model's budget: the same fraction of the twin is cut."""
+    model = big(tmp_path / "model")
+    source = HuggingFaceModel(str(model))
+    read = subject_of(source).config
+    whole = dense_bytes(read, adapter_for(read).shape(read).widths)
+    config = build(
+        compose(["+pipeline=prune_only", f"stages.prune.bytes={whole * 9 // 10}", "stages.prune.multiple=8"])
+    )
+    asked = {name: relative(stage, read) for name, stage in config.stages.items()}
+    assert asked["prune"].bytes is None and 0.5 < asked["prune"].keep < 0.9
+    folder = make_twin(replace(config, stages=asked), source, tmp_path / "twin")
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == LAYERS
 
 
 @pytest.mark.parametrize("size", [576, 1536, 8192, 28672, 4864, 100, 151, 1000])

@@ -38,12 +38,14 @@ class Placement:
         activations: what linear layers do with their inputs: None, "int8_token" or "int8_static".
         solved: module path -> codes chosen by an algorithm; what is not there is rounded to nearest.
         dense: parameter name -> tensor that takes the place of the checkpoint's own (folded norms, trained biases).
+        errors: module path -> relative error of weights with scales folded into them, which are not the checkpoint's.
     """
 
     grids: Mapping[str, Grid]
     activations: str | None = None
     solved: Mapping[str, Encoded] = field(default_factory=dict)
     dense: Mapping[str, Tensor] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def linear_grids(config: object, grid: Grid) -> dict[str, Grid]:
@@ -97,7 +99,8 @@ def encode_checkpoint(
                 encoded = replace(encoded, dtype=original.dtype)
                 for part, value in layout.on_disk(name, encoded, grid).items():
                     writer.add(part, value)
-                error = relative_error(weight, grid.decode(encoded))
+                known = placement.errors.get(path)
+                error = relative_error(weight, grid.decode(encoded)) if known is None else known
                 facts[stored_name] = {"error": error, "bytes": encoded.bytes(), "weights": weight.numel()}
             elif not _is_tied_copy(name, architecture.modules.head, checkpoint):
                 writer.add(stored_name, tensor.to(original.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.grids import grid_named, value_of
-from compress.quant.encode import Placement, encode_checkpoint, linear_grids
+from compress.quant.encode import Placement, encode_checkpoint, linear_grids, relative_error
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
 from compress.quant.inputs import RoundedInputs
 from compress.quant.kept import kept_start
@@ -38,6 +38,8 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     for path in encoded:
         # the layers train around it
         student.get_submodule(path).weight.data.copy_(value_of(start.levels[path], start.scales[path]))
+    # what scales were folded into is in no checkpoint: the dense weights are kept, for the errors that are reported
+    unfolded = {path: goal.half() for path, goal in start.goals.items()} if start.weight_errors else {}
     weights = {path: trainable(student, path, start, stage) for path in list(start.goals)}
     put_on_grid(student, weights, RoundedInputs(stage.activations, start.input_ranges))
     choose_what_trains(student, stage)
@@ -46,11 +48,14 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
         levels, scales = weight.final()
         packed = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
         encoded[path] = with_range(packed, start.input_ranges.get(path))
+        if path in unfolded:
+            start.weight_errors[path] = relative_error(unfolded.pop(path), weight.grid.decode(packed))
     placement = Placement(
         grids=all_grids,
         activations=None if stage.activations is Activations.none else stage.activations.value,
         solved=encoded,
         dense=trained_beside(student, start.folded),
+        errors=start.weight_errors,
     )
     traits = frozenset({NF4_WEIGHTS} if stage.grid.startswith(("nf4", "fp4")) and not outer else ())
     quantized, metrics = encode_checkpoint(checkpoint, placement, traits, context)

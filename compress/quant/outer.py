@@ -85,15 +85,17 @@ def solve_rows(weight: Tensor, gram: Tensor, grid: Grid, settings: Calibration) 
     scales = grid.settle(torch.cat([piece.scales.scale for piece in pieces]), offset)
     levels = torch.cat([piece.levels for piece in pieces])
     goal = torch.cat([piece.goal for piece in pieces])
-    size, error, error_rtn = 0.0, 0.0, 0.0
+    size, error, error_rtn, moved = 0.0, 0.0, 0.0, 0.0
     plain = grid.start(weight.float())
     for first in range(0, len(weight), rows):
         part = slice(first, first + rows)
         w, own, theirs = weight[part].float(), rows_of(scales, part), rows_of(plain, part)
         size += float(energy(w, gram))
-        error += float(energy(value_of(levels[part], own) - w, gram))
+        lost = value_of(levels[part], own) - w
+        error, moved = error + float(energy(lost, gram)), moved + float(lost.square().sum())
         error_rtn += float(energy(value_of(level_of(w, theirs, grid), theirs) - w, gram))
-    return Solved(levels, scales, goal, error / max(size, 1e-30), error_rtn / max(size, 1e-30))
+    whole = max(float(weight.float().norm()), 1e-30)
+    return Solved(levels, scales, goal, error / max(size, 1e-30), error_rtn / max(size, 1e-30), moved**0.5 / whole)
 
 
 def rows_of(scales: Scales, part: slice) -> Scales:

@@ -36,7 +36,7 @@ def post_training(checkpoint: Checkpoint, stage: OneGrid, context: Context) -> t
     if not stage.reads:
         return encode_checkpoint(checkpoint, Placement(grids, _activations(stage)), traits, context)
     start = solve_layers(checkpoint, grids, stage, context)
-    placement = Placement(grids, _activations(stage), start.encoded(), start.folded)
+    placement = Placement(grids, _activations(stage), start.encoded(), start.folded, start.weight_errors)
     quantized, metrics = encode_checkpoint(checkpoint, placement, traits, context)
     return quantized, metrics | start.details
 
@@ -66,6 +66,8 @@ class Start:
     goals: dict[str, Tensor] = field(default_factory=dict)
     folded: dict[str, Tensor] = field(default_factory=dict)
     """Norms and biases that have taken scales in."""
+    weight_errors: dict[str, float] = field(default_factory=dict)
+    """Of the weights, if scales were folded into them: the checkpoint's own are no measure any more."""
     details: Metrics = field(default_factory=dict)
     input_ranges: dict[str, float] = field(default_factory=dict)
     """Largest magnitude of each layer's inputs, where one is set for all tokens."""
@@ -99,6 +101,7 @@ def solve_layers(
     windows = calibration_windows(context, tokens, stage.calibration.length)
     errors: dict[str, float] = {}
     plain: dict[str, float] = {}
+    moved: dict[str, float] = {}
     layers = adapter_for(checkpoint.config).shape(checkpoint.config).layers
 
     def found(path: str, layer: Solved) -> None:
@@ -106,7 +109,7 @@ def solve_layers(
         start.scales[path] = layer.scales.to("cpu")
         if goals and path in inside:
             start.goals[path] = layer.goal.cpu()
-        errors[path], plain[path] = layer.error, layer.error_rtn
+        errors[path], plain[path], moved[path] = layer.error, layer.error_rtn, layer.weight_error
 
     if outer:
         with context.progress.bar("calibrating embedding and head", len(outer)) as advance:
@@ -114,7 +117,7 @@ def solve_layers(
     with context.progress.bar("calibrating", layers) as advance:
         start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
     if stage.scaling is not Scaling.none:
-        start.folded = folded(student, checkpoint, start)
+        start.folded, start.weight_errors = folded(student, checkpoint, start), moved
     start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
     return start
 

@@ -52,6 +52,8 @@ class Solved:
     """tr(E H E^T) / tr(W H W^T), E the difference to what the weight should be (W'): what rounding costs its output."""
     error_rtn: float
     """The same for W rounded to nearest, against W."""
+    weight_error: float
+    """||Q - W|| / ||W||, W with the scales that were folded into it."""
 
 
 @dataclass
@@ -126,9 +128,11 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
             if settings.rounds:  # the last scales have not been rounded for yet
                 rounded = descend(goal, rounded.levels, h, grid, scales)
     size = energy(weight, gram).clamp_min(1e-30)
-    error = energy(value_of(rounded.levels, scales) - goal, gram) / size
+    value = value_of(rounded.levels, scales)
+    error = energy(value - goal, gram) / size
     error_rtn = energy(value_of(rtn, plain) - weight, gram) / size
-    return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn))
+    moved = (value - weight).norm() / weight.norm().clamp_min(1e-30)
+    return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn), float(moved))
 
 
 def energy(x: Tensor, gram: Tensor) -> Tensor:

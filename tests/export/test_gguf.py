@@ -45,7 +45,13 @@ MODELS: dict[str, tuple[str, dict[str, object]]] = {
     "llama linear positions": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
     "qwen2": ("qwen2", NO_WINDOW),
     "qwen2 tied": ("qwen2-implicit_head_dim", NO_WINDOW),
+    "qwen2, half of the heads": (
+        "qwen2",
+        NO_WINDOW | {"num_key_value_heads": 1, "num_attention_heads": 2, "head_dim": 16},
+    ),
+    "qwen2, narrow": ("qwen2", NO_WINDOW | {"hidden_size": 32, "head_dim": 16}),
     "qwen3": ("qwen3", NO_WINDOW),
+    "qwen3, half of the heads": ("qwen3", NO_WINDOW | {"num_key_value_heads": 1, "num_attention_heads": 2}),
     "gpt2": ("gpt2", {}),
     "gpt2 untied": ("gpt2-untied", {}),
     "width-pruned": ("llama", {"num_key_value_heads": 1, "num_attention_heads": 2, "intermediate_size": 96}),

@@ -70,6 +70,8 @@ def test_an_artifact_runs_on_its_static_ranges(family: str, text_file: Path, tmp
     model = compress.load(artifacts["hf"]["path"])
     layers = [m for m in model.modules() if isinstance(m, Int8Linear)]
     assert len(layers) > 4 and all(m.input_absmax is not None and float(m.input_absmax) > 0 for m in layers)
+    # of the weights as folding left them, not of the checkpoint's own
+    assert 0 < max(report["stages"][0]["details"]["relative_error"].values()) < 0.02
 
 
 def test_weights_alone_are_exported_as_weights_alone(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:
@@ -88,3 +90,4 @@ def test_training_keeps_the_static_ranges(tiny_llama: Path, text_file: Path, tmp
     assert artifact["verified"], artifact["error"]
     model = compress.load(artifact["path"])
     assert all(m.input_absmax is not None for m in model.modules() if isinstance(m, Int8Linear))
+    assert 0 < max(report["stages"][0]["details"]["relative_error"].values()) < 0.03

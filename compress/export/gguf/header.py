@@ -62,6 +62,17 @@ def check_family(config: Any) -> None:
         refuse("it turns whole heads")
 
 
+def family_name(config: Any) -> str:
+    """llama.cpp's architecture for a config.
+
+    Its qwen2 takes the heads together to be as wide as the residual stream, which cuts can change; its llama does not,
+    and has biases too where the file does: such a Qwen2 is written as one.
+    """
+    shape = adapter_for(config).shape(config)
+    narrowed = config.model_type == "qwen2" and shape.heads * shape.head_dim != shape.hidden
+    return "llama" if narrowed else FAMILIES[config.model_type]
+
+
 def rotation(config: Any) -> dict[str, Any]:
     """The config's rope parameters."""
     return dict(getattr(config, "rope_parameters", None) or {})

@@ -17,7 +17,7 @@ import torch
 
 from compress.arch import adapter_for
 from compress.errors import UserError
-from compress.export.gguf.header import FAMILIES, check_family, rotation, write_header
+from compress.export.gguf.header import check_family, family_name, rotation, write_header
 from compress.export.gguf.settings import GGUFType
 from compress.export.tensors import delivered
 from compress.grids import GGUF, Encoded, Grid, grid_named
@@ -88,7 +88,7 @@ def write_gguf(checkpoint: Checkpoint, type_of: TypeOf, file: Path) -> None:
     weighed: Counter[str] = Counter()
     for _, kind, shape in sizes:
         weighed[kind] += math.prod(shape) * (kind in FILE_TYPES)
-    writer = GGUFWriter(file, FAMILIES[checkpoint.config.model_type])
+    writer = GGUFWriter(file, family_name(checkpoint.config))
     write_header(writer, checkpoint, FILE_TYPES[weighed.most_common(1)[0][0]])
     for name, kind, shape in sizes:
         raw = None if kind in DTYPES else GGMLQuantizationType[kind]
@@ -109,10 +109,10 @@ def pieces(checkpoint: Checkpoint, type_of: TypeOf) -> Iterator[Piece]:
     config = checkpoint.config
     architecture = adapter_for(config)
     shape, modules = architecture.shape(config), architecture.modules
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == FAMILIES[config.model_type])
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family_name(config))
     names = gguf.get_tensor_name_map(arch, shape.layers)
     outer = {f"{modules.embedding}.weight", f"{modules.head}.weight"}
-    heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads} if FAMILIES[config.model_type] == "llama" else {}
+    heads = {"q_proj": shape.heads, "k_proj": shape.kv_heads} if family_name(config) == "llama" else {}
     factors = long_context_factors(config, shape.head_dim)
     if factors is not None:
         yield Piece("rope_freqs.weight", "F32", factors, None, False, 0)

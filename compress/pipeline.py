@@ -73,9 +73,9 @@ class Run:
         folder = self.output / "artifacts"
         artifacts = self.exports.deliver(current.checkpoint, folder, self.evaluator, self.threads)
         report = self._report(current, artifacts)
+        write_reports(report, self.output, self.config.report)
         write_cards(report)
         write_manifests([Path(artifact["path"]) for artifact in artifacts])
-        write_reports(report, self.output, self.config.report)
         return report
 
     def _start(self) -> None:

@@ -120,6 +120,14 @@ def plain_config(values: Mapping[str, Any]) -> PlainConfig:
         value = getattr(config, name)
         if value is not None and (not isinstance(value, int) or value < 0):
             raise UserError(f"config.json says {name}={value!r}; expected a number or true or false.")
+        if value == 0 and not isinstance(value, bool):
+            raise UserError(f"config.json says {name}=0.", "Fetch it again: a model has some of these.")
+    heads, groups = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    if heads and groups and heads % groups:
+        raise UserError(
+            f"config.json says num_attention_heads={heads} and num_key_value_heads={groups}: heads are shared evenly.",
+            "Fetch it again.",
+        )
     return config
 
 

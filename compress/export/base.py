@@ -76,6 +76,11 @@ class Export(ABC):
         if self.probe_tokens < 2:
             raise UserError(f"export.probe_tokens={self.probe_tokens} must be at least 2.")
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens the artifact can hold at a time, where that is fixed when it is written."""
+        return None
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Refuse, before any work, what cannot come out well.
 

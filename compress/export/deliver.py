@@ -94,7 +94,7 @@ def _proof(
 ) -> dict[str, Any]:
     """The round trip, speed and figures in the runtime; or what is remembered of the same bytes and versions."""
     runtime = settings.runtime(checkpoint)
-    ids = evaluator.windows[""][:1, : settings.probe_tokens]
+    ids = evaluator.windows[""][:1, : min(settings.probe_tokens, settings.positions or settings.probe_tokens)]
     expectation = settings.expect(checkpoint, ids, evaluator.load_as)
     probe.keep(folder, ids, expectation, {"format": settings.format, "runtime": runtime})
     asked = {
@@ -125,9 +125,12 @@ def _ask(
     """Reload and ask everything."""
     speed, metrics = {}, {}
     window = max(windows.shape[1] for windows in evaluator.windows.values())
-    prompt, decode = speed_prompt(evaluator, window)
+    longest = min(window, settings.positions or window)
+    if longest < window:
+        evaluator.progress.say(f"it holds {longest} tokens: no perplexity in windows of {window} is measured there")
+    prompt, decode = speed_prompt(evaluator, longest)
     try:
-        with FreshProcess(runtime, folder, threads, max(window, len(prompt) + decode)) as process:
+        with FreshProcess(runtime, folder, threads, max(longest, len(prompt) + decode)) as process:
             with evaluator.progress.bar("reloaded in a fresh process: comparing", 2) as advance:
                 told = verify(process, expectation, ids)
                 advance(1)
@@ -136,7 +139,7 @@ def _ask(
                 if evaluator.settings.speed and told.loaded:
                     speed = process.speed(prompt, decode)
                 advance(1)
-            if told.loaded and not settings.plain_transformers:
+            if told.loaded and not settings.plain_transformers and longest == window:
                 metrics = evaluator.quality_of(process.logits)
     except ReloadError as error:
         told = RoundTrip.failed(f"the runtime cannot run it: {error}", loaded=False)

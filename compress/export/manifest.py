@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,19 @@ Range = tuple[int, int]
 def write_manifest(folder: Path) -> dict[str, Any]:
     """Write the manifest of everything that lies in `folder`."""
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST]
-    manifest = {
+    manifest: dict[str, Any] = {
         "files": {str(f.relative_to(folder)): file_digest(f) for f in files},
         "tensors": {str(f.relative_to(folder)): digests for f in files if (digests := _digests(f))},
     }
+    manifest["sha256"] = _digest_of(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    """Of the manifest itself, so that what it no longer names is missed."""
+    body = {name: manifest[name] for name in ("files", "tensors")}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifests(folders: Iterable[Path]) -> None:
@@ -49,8 +56,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, tensors = manifest["files"], manifest.get("tensors", {})
-        sound = bool(files) and all(isinstance(digest, str) for digest in files.values())
+        files, tensors = manifest["files"], manifest["tensors"]
+        sound = manifest["sha256"] == _digest_of(manifest) and bool(files)
+        sound = sound and all(isinstance(digest, str) for digest in files.values())
         for places in tensors.values():
             sound = sound and all(isinstance(begin + end, int) and digest for begin, end, digest in places.values())
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -9,6 +9,7 @@ parameters is Minitron's finding (arXiv 2407.14679, section 4); depth is the fas
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -156,10 +157,12 @@ def _choices(kind: Kind, shape: Shape, widths: Widths, target: PruneTarget) -> l
 
 def _nearest(widths: Widths, kind: Kind, choices: list[int], goal: float, count: Count, at_most: bool) -> Widths:
     """Set one kind so that the parameter count comes closest to `goal`; of two as close, the wider."""
-    options = [_with(widths, kind, groups) for groups in choices]
+    # wider is never less
+    above = bisect_left(choices, goal, key=lambda groups: count(_with(widths, kind, groups)))
+    near = [_with(widths, kind, choices[i]) for i in (above, above - 1) if 0 <= i < len(choices)]
     if at_most:
-        options = [option for option in options if count(option) <= goal] or options[:1]
-    return min(reversed(options), key=lambda option: abs(count(option) - goal))
+        near = [option for option in near if count(option) <= goal] or [_with(widths, kind, choices[0])]
+    return min(near, key=lambda option: abs(count(option) - goal))
 
 
 def _explicit(kind: Kind, fraction: float, choices: list[int]) -> int:

@@ -16,6 +16,7 @@ import torch
 from compress_kernels import Sweep, sweep_columns
 from torch import Tensor
 
+from compress.errors import UserError
 from compress.grids import Grid, Scales, per_column, value_of
 
 SINGLE = 5e-3
@@ -43,6 +44,11 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
     h = gram.to(torch.float32 if damping >= SINGLE else torch.float64, copy=True)
     diagonal = h.diagonal()
     mean = diagonal.mean()
+    if not bool(diagonal.isfinite().all()):
+        raise UserError(
+            "the inputs of a layer are not finite on the calibration text: the model overflows.",
+            "Store its weights in bfloat16 or float32, or round to nearest (stages.quant.algorithm=rtn).",
+        )
     if not bool(mean > 0):
         return torch.eye(len(h), device=gram.device)
     diagonal[diagonal == 0] = mean

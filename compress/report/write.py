@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from compress.store import write_atomically
 
 def write_reports(report: Mapping[str, Any], output: Path, settings: Report) -> None:
     """Write report.json and what else is asked for into `output`."""
-    write_atomically(output / "report.json", json.dumps(report, indent=2) + "\n")
+    text = json.dumps(finite(report), indent=2, allow_nan=False)
+    write_atomically(output / "report.json", text + "\n")
     if settings.markdown:
         from compress.report.markdown import render
 
@@ -22,3 +24,12 @@ def write_reports(report: Mapping[str, Any], output: Path, settings: Report) -> 
         from compress.report.html import render as render_html
 
         write_atomically(output / "report.html", render_html(report))
+
+
+def finite(value: Any) -> Any:
+    """A copy with null for every number that is none: JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

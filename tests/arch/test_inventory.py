@@ -59,7 +59,16 @@ def test_cut_widths_are_those_of_the_pruned_model(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[1]", "{}", '{"model_type": "bloom"}', '{"model_type": "llama", "hidden_size": "x"}']
+    "text",
+    [
+        "",
+        "[1]",
+        "{}",
+        '{"model_type": "bloom"}',
+        '{"model_type": "llama", "hidden_size": "x"}',
+        '{"model_type": "llama", "num_attention_heads": 0}',
+        '{"model_type": "llama", "num_attention_heads": 64, "num_key_value_heads": 7}',
+    ],
 )
 def test_what_is_no_config_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -128,5 +128,8 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
         CompressedTensorsExport().write(dense, tmp_path / "artifact")
     with pytest.raises(UserError, match="48"):
         CompressedTensorsExport(group=48)
+    for_most = CompressedTensorsExport(scheme=Scheme.w4a16, group=128)
+    with pytest.raises(UserError, match="24 of 28 projections would stay dense"):
+        for_most.check(checkpoint_of(tmp_path / "narrow", "llama", hidden_size=96))
     with pytest.raises(UserError, match="Conv1D"):
         CompressedTensorsExport().check(checkpoint_of(tmp_path / "gpt2", "gpt2"))

@@ -138,6 +138,17 @@ def test_a_damaged_manifest_is_said_to_be(artifact: Path, content: bytes) -> Non
         check_artifact(str(artifact))
 
 
+@pytest.mark.parametrize(("word", "other"), [('"tensors"', '"tensorr"'), ("model.embed_tokens", "model.embed_tokend")])
+def test_a_manifest_that_names_other_things_is_damaged(artifact: Path, word: str, other: str) -> None:
+    """What it no longer names would be compared with nothing."""
+    file = artifact / "manifest.json"
+    text = file.read_text()
+    assert word in text
+    file.write_text(text.replace(word, other, 1))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        check_artifact(str(artifact))
+
+
 @pytest.mark.parametrize("name", ["extra.txt", "tokenizer.model", "more/weights.pt", "model-2.safetensors"])
 def test_files_that_were_not_there_are_told(artifact: Path, name: str) -> None:
     (artifact / name).parent.mkdir(exist_ok=True)

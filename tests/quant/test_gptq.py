@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.errors import UserError
 from compress.grids import GRIDS, Grid, Scales, grid_named, level_of, per_column, value_of
 from compress.quant.gptq import descend, feedback, inverse_factor
 from compress.quant.solve import damped
@@ -141,3 +142,10 @@ def test_any_shape(shape: tuple[int, int]) -> None:
     better = descend(weight, found.levels, damped(gram, 0.01), grid, scales)
     assert found.levels.shape == better.levels.shape == weight.shape
     assert energy(value_of(better.levels, scales) - weight, gram) < 0.01 * energy(weight, gram)
+
+
+def test_inputs_that_overflow_are_told_not_looped_over() -> None:
+    gram = torch.eye(8)
+    gram[0, 0] = float("inf")
+    with pytest.raises(UserError, match="overflows"):
+        inverse_factor(gram, 0.01)

@@ -59,14 +59,24 @@ class CompressedTensorsExport(Export):
             raise UserError(f"export.group={self.group} is not a group size of INT4.", f"Give one of {GROUPS}.")
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Also refuse families whose projections are no nn.Linear."""
+        """Also refuse families whose projections are no nn.Linear, and groups that most of them are not made of."""
         from compress.arch import adapter_for
+        from compress.arch.inventory import inventory
 
         if adapter_for(checkpoint.config).modules.conv1d:
             raise UserError(
                 f"compressed-tensors has no words for the projections of {checkpoint.config.model_type} (Conv1D).",
                 "Leave the export out, or write gguf: export@export.gguf=gguf.",
             )
+        if self.scheme in (Scheme.w4a16, Scheme.w4a16_asym):
+            linears = [p for p in inventory(checkpoint.config) if p.role == "linear" and len(p.shape) == 2]
+            dense = [p for p in linears if p.shape[1] % self.group]
+            if 2 * sum(p.numel for p in dense) > sum(p.numel for p in linears):
+                raise UserError(
+                    f"with export.group={self.group}, {len(dense)} of {len(linears)} projections would stay dense: "
+                    f"their rows of {dense[0].shape[1]} are no whole number of groups.",
+                    f"Give a smaller group, of {GROUPS}.",
+                )
 
     def check_grid(self, grid: str) -> None:
         """INT8 and INT4 only."""

@@ -63,6 +63,11 @@ class ExecutorchExport(Export):
         if self.context < SHORTEST:
             raise UserError(f"export.context={self.context} must be at least {SHORTEST}.")
 
+    @property
+    def positions(self) -> int:
+        """Those of the cache."""
+        return self.context
+
     def check_grid(self, grid: str) -> None:
         """XNNPACK has products for INT8 and symmetric INT4, and dense weights can be rounded to them."""
         products = (DENSE, "int8", *(f"int4_g{group}" for group in GROUPS))

@@ -45,7 +45,8 @@ class GGUFExport(Export):
     embedding: Optional[GGUFType] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
     """Of a dense embedding and output head; by default f16 beside f16, else q8_0, as llama.cpp has it."""
     tensors: dict[str, GGUFType] = field(default_factory=dict)
-    """Exceptions: a part of a weight's name ("mlp.down_proj", "layers.0.") and its type; the last one that fits."""
+    """Exceptions: a part of a weight's name ("mlp.down_proj", "layers.0.") and its type; the last one that fits:
+    `+export.gguf.tensors={down_proj:q8_0}` (they are added, hence the +)."""
 
     format: ClassVar[str] = "gguf"
     usage: ClassVar[str] = (

@@ -92,6 +92,7 @@ class Run:
         self.original = known_source(teacher.folder, teacher.name, self.store)
         if config.teacher is not None:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
+            preparation.check_positions(config, self.first.checkpoint, self.original.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
         self.exports.check(self.first.checkpoint, last_grid(config.stages))
         parameters = total_parameters(self.first.checkpoint.config)
@@ -118,6 +119,8 @@ class Run:
         )
         self.evaluator.check_texts()
         preparation.check_text(config.stages, self.corpus, self.original.checkpoint)
+        measured = self.evaluator.windows[""].numel()
+        preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, measured)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         own_written = self.store.recall("own_text", self._own_key()) is not None
         self.predicted = predicted_rows(config, folders, self.store, own_written)

@@ -112,11 +112,69 @@ def check_text(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpoint) -
         length = readable(part.train.length, teacher.config)
         training_windows(corpus.train, tokenizer, length=length, tokens=1, seed=0, setting="train.length")
     for name, stage in stages.items():
-        if TEXT not in stage.reads or not (hasattr(stage, "calibration") or hasattr(stage, "calibration_tokens")):
+        for part in (stage, getattr(stage, "prune", None), getattr(stage, "compensate", None)):
+            if TEXT not in stage.reads or not (hasattr(part, "calibration") or hasattr(part, "calibration_tokens")):
+                continue
+            length = readable(getattr(getattr(part, "calibration", None), "length", CALIBRATION_WINDOW), teacher.config)
+            setting = f"the calibration window of stage {name!r}"
+            joined_windows(corpus.calibration, tokenizer, length=length, tokens=1, setting=setting, text="calibration")
+
+
+def check_validation(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpoint, measured: int) -> None:
+    """Refuse to choose weights on the text that results are reported on.
+
+    Args:
+        stages: in order.
+        corpus: the text.
+        teacher: whose tokens and positions count.
+        measured: tokens at the beginning of the held-out text that every stage is measured on.
+
+    Raises:
+        UserError: too little held-out text is left for a validation.
+    """
+    from compress.data.windows import joined_windows, readable
+
+    for _, part in trainings(stages):
+        settings = part.train
+        if not settings.validate_every:
             continue
-        length = readable(getattr(getattr(stage, "calibration", None), "length", CALIBRATION_WINDOW), teacher.config)
-        setting = f"the calibration window of stage {name!r}"
-        joined_windows(corpus.calibration, tokenizer, length=length, tokens=1, setting=setting, text="calibration")
+        length = readable(settings.length, teacher.config)
+        wanted = measured + max(settings.validate_tokens, settings.devices * length) // length * length
+        found = joined_windows(corpus.heldout, teacher.tokenizer(), length=length, tokens=wanted).numel()
+        if found < wanted - length:
+            raise UserError(
+                f"the held-out text has about {found:,} tokens: results are measured on {measured:,} of them, and "
+                f"train.validate_tokens={settings.validate_tokens} more would have to be the same.",
+                "Give more held-out text (data.heldout_path=FILE), or a smaller evaluate.tokens or validate_tokens.",
+            )
+
+
+def check_positions(config: Any, student: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse windows that a student with fewer positions than its teacher cannot read.
+
+    Args:
+        config: of the run, or anything with its `evaluate` and `stages`.
+        student: the model the chain begins with.
+        teacher: the model it is compared with.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    from compress.data.windows import readable
+
+    lengths = {"evaluate.window": config.evaluate.window}
+    for name, part in trainings(config.stages):
+        lengths[f"stages.{name}.train.length"] = part.train.length
+    for name, stage in config.stages.items():
+        if TEXT in stage.reads and hasattr(stage, "calibration"):
+            lengths[f"stages.{name}.calibration.length"] = stage.calibration.length
+    for setting, length in lengths.items():
+        most = readable(length, student.config)
+        if most < readable(length, teacher.config):
+            raise UserError(
+                f"{setting}={length}: the student has {most} positions, and its teacher more.",
+                f"Give {setting}={most}.",
+            )
 
 
 def check_finite(ppl: float, original: Checkpoint) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 import compress
+from compress.command import compose
+from compress.config import build
 from compress.errors import UserError
+from tests.models import save, tiny_tokenizer
 from tests.pipelines.helpers import tiny_run
 
 
@@ -143,3 +147,32 @@ def test_a_wrong_text_is_said_before_the_model_is_read(tmp_path: Path, cache: Pa
 def test_modes_that_run_nothing(tmp_path: Path, cache: Path) -> None:
     found = compress.run(["mode=list", "model=hf", "model.path=/nowhere", f"output={tmp_path / 'out'}"])
     assert "prune_distill" in found["message"] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("pipeline", ["prune_heal", "prune_iterative", "prune_search"])
+def test_too_little_to_calibrate_on_is_said_before_the_work(pipeline: str, model: Path, cache: Path) -> None:
+    from compress.preparation import check_text
+
+    stages = build(compose([f"+pipeline={pipeline}"])).stages
+    corpus = SimpleNamespace(train=["one two three " * 4000], calibration=["one two three"])
+    teacher = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048), tokenizer=tiny_tokenizer)
+    with pytest.raises(UserError, match="calibration window of stage 'prune'"):
+        check_text(stages, corpus, teacher)  # type: ignore[arg-type]
+
+
+def test_validation_on_what_is_reported_is_refused(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    held_out = tmp_path / "held.txt"
+    held_out.write_text(text_file.read_text()[:6000])
+    validated = ["train.validate_every=500", f"data.heldout_path={held_out}"]
+    with pytest.raises(UserError, match="would have to be the same"):
+        compress.run(
+            tiny_run("distill_only", model, text_file, tmp_path / "out", *validated, "train.validate_tokens=100000")
+        )
+
+
+def test_a_student_with_fewer_positions(text_file: Path, tmp_path: Path, cache: Path) -> None:
+    save("gpt2", tmp_path / "teacher", n_positions=128)
+    save("gpt2", tmp_path / "student", n_positions=64)
+    more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}", "train.length=128"]
+    with pytest.raises(UserError, match=r"train\.length=128: the student has 64 positions"):
+        compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))

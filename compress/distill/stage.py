@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compress.arch import adapter_for
 from compress.checkpoint import PLAN
 from compress.errors import UserError
 from compress.losses.logits import DIVERGENCES
@@ -162,7 +163,9 @@ def kept_of(student: Checkpoint, teacher: Checkpoint) -> Kept | None:
     if not file.is_file():
         return None
     plan = json.loads(file.read_text())
-    # a student pruned twice has a plan of something between the two
-    if len(plan["mlp"]) != teacher.config.num_hidden_layers or len(plan["layers"]) != student.config.num_hidden_layers:
+    theirs, own = (adapter_for(checkpoint.config).shape(checkpoint.config) for checkpoint in (teacher, student))
+    # a student pruned twice has a plan of something between the two; one of an artifact may be of another teacher
+    of_this = len(plan["mlp"]) == theirs.layers and max(plan["hidden"], default=0) < theirs.hidden
+    if not of_this or (len(plan["layers"]), len(plan["hidden"])) != (own.layers, own.hidden):
         return None
     return Kept(tuple(plan["layers"]), tuple(plan["hidden"]))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import PLAN, Checkpoint, write_config
+from compress.checkpoint import Checkpoint, write_config
 from compress.export.settings import HFExport, Merge
 from compress.stage import ADAPTER
 from compress.writer import TensorWriter
@@ -20,7 +20,6 @@ def write_artifact(checkpoint: Checkpoint, settings: HFExport, folder: Path) -> 
     """Write the artifact's files, the manifest excepted."""
     folder.mkdir(parents=True)
     checkpoint.copy_sidecars(folder)
-    (folder / PLAN).unlink(missing_ok=True)
     if settings.merge is Merge.dense and ADAPTER in checkpoint.traits:
         write_merged(checkpoint, folder)
         return

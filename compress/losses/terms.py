@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,3 +24,8 @@ class Terms(Logits):
     def matching(self) -> bool:
         """Whether states inside the models count."""
         return self.hidden > 0 or self.attention > 0
+
+
+def comparable(loss: float) -> float:
+    """What is no number is worse than any: NaN compares with nothing, and would stay the best for ever."""
+    return loss if math.isfinite(loss) else math.inf

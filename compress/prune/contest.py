@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint
 from compress.data.windows import joined_windows, readable
+from compress.losses.terms import comparable
 from compress.prune.nested import drop_weights, hand_over, run_inside
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
@@ -38,7 +39,7 @@ def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) 
         candidate = Candidate(name, stage, settings, windows)
         result = run_inside(f"{name}-judged", candidate.judge, checkpoint, context, context.seed)
         beaten = result[0]
-        if best is None or result[1]["row"]["kl_healed"] < best[1]["row"]["kl_healed"]:
+        if best is None or comparable(result[1]["row"]["kl_healed"]) < comparable(best[1]["row"]["kl_healed"]):
             best, beaten = result, best[0] if best else None
         if beaten is not None:
             drop_weights(beaten.folder)

@@ -11,7 +11,7 @@ from compress.calibrate import calibration_windows
 from compress.checkpoint import PLAN, Checkpoint, write_config
 from compress.prune.compensate import Fit, compensate
 from compress.prune.latency import Clock, cut_kinds, fit_model, solve_latency, timings
-from compress.prune.nested import hand_over, run_inside
+from compress.prune.nested import drop_weights, hand_over, run_inside
 from compress.prune.plan import Plan, compose, select
 from compress.prune.scoring import Criteria, score
 from compress.prune.steps import between
@@ -115,6 +115,8 @@ def run_steps(checkpoint: Checkpoint, settings: PruneInSteps, context: Context) 
         if settings.compensate is not None:
             cut_now, _ = run_inside(f"{step}-compensated", settings.compensate.run, cut_now, context, seed)
         current, trained = run_inside(f"{step}-healed", heal.run, cut_now, context, seed)
+        for part in ("cut", "compensated"):
+            drop_weights(context.scratch / f"{step}-{part}")
         curve += trained.pop("curve", [])
         kept = architecture.non_embedding_parameters(config, widths) / architecture.non_embedding_parameters(config)
         rows.append({"widths": asdict(widths), "kept_fraction": kept, **trained})

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from compress.losses.terms import comparable
 from compress.store import sync_folder
 from compress.train.settings import Keep, Training
 
@@ -46,7 +47,7 @@ def load_weights(student: nn.Module, file: Path) -> None:
 
 def best(validations: list[dict[str, float]]) -> int:
     """Index of the first with the lowest loss."""
-    return min(range(len(validations)), key=lambda i: validations[i]["loss"])
+    return min(range(len(validations)), key=lambda i: comparable(validations[i]["loss"]))
 
 
 class Validate(Callback):

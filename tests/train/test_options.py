@@ -15,6 +15,7 @@ from compress.train.activations import checkpoint_activations
 from compress.train.module import Distillation
 from compress.train.settings import Keep, Logger, Schedule, Training
 from compress.train.student import held_out_for
+from compress.train.validate import best
 from tests.train.helpers import LENGTH, STEPS, Killed, Until, context, distance, pair, text, trained, weights
 
 EIGHT_BIT = {"_target_": "bitsandbytes.optim.AdamW8bit", "betas": [0.9, 0.95], "weight_decay": 0.0}
@@ -150,3 +151,7 @@ def test_loggers_write_the_curve(logger: Logger, tmp_path: Path) -> None:
         held_out = {event.step: event.value for event in events.Scalars("held_out_kl")}
     assert kl == pytest.approx({i + 1: point["kl"] for i, point in enumerate(fitted.curve)}, rel=1e-5)
     assert held_out == pytest.approx({int(point["step"]): point["kl"] for point in fitted.validations}, rel=1e-5)
+
+
+def test_a_validation_that_is_no_number_is_never_the_best() -> None:
+    assert best([{"loss": float("nan")}, {"loss": 2.0}, {"loss": 1.0}]) == 2

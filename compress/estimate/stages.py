@@ -6,7 +6,7 @@ by `general`, from its fields (`train`, `calibration_tokens`, `block`, `rank`) a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from compress.estimate.work import (
     encoding,
     forward,
     gram_bytes,
+    head,
     largest_linear,
     micro_batch,
     training_work,
@@ -37,7 +38,17 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
     """One walk over the calibration text, then one cut tensor in memory at a time."""
     del world
     after = replace(form, widths=stage.widths(form.config))
-    walk = Phase("scoring", walk_terms(form), form.bytes, forward(form, stage.calibration_tokens, CALIBRATION_WINDOW))
+    n = stage.calibration_tokens
+    passes = forward(form, n, CALIBRATION_WINDOW)
+    if getattr(stage.importance, "value", stage.importance) == "taylor":
+        passes = 3 * passes + 3 * head(form, n)
+    gone = form.widths.layers - after.widths.layers
+    if gone and getattr(stage.layer_importance, "value", stage.layer_importance) == "perplexity":
+        # every candidate shares the stream up to the layer it lacks; the losses need the head
+        measured = min(n, stage.removal_tokens)
+        passes += gone * form.widths.layers / 2 * forward(form, measured, CALIBRATION_WINDOW)
+        passes += gone * form.widths.layers * head(form, measured)
+    walk = Phase("scoring", walk_terms(form), form.bytes, passes)
     cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
     return Effect(after, (walk, cut))
 
@@ -102,7 +113,23 @@ def repeated(parts: list[Any], form: Form, world: World, rounds: list[str]) -> E
 def distill(stage: Any, form: Form, world: World) -> Effect:
     """Full fine-tuning against the original; embedding and head stay as they are unless told otherwise."""
     trained = form.count() if stage.embeddings else form.count("linear", "other")
-    return Effect(form, _full(stage.train, form, world, trained), stage.train.tokens)
+    return Effect(form, (*_teaching(stage, world), *_full(stage.train, form, world, trained)), stage.train.tokens)
+
+
+def _teaching(stage: Any, world: World) -> Iterator[Phase]:
+    """What is done to the teacher first: a training of its own on the text, and its logits written down."""
+    teacher, train = world.original, stage.train
+    if stage.teacher_correction_tokens:
+        batch = micro_batch(train, world.bf16)
+        terms = training(teacher, batch, teacher.count(), master=4 * teacher.count())
+        n = stage.teacher_correction_tokens
+        work = 3 * (forward(teacher, n, train.length) + head(teacher, n))
+        steps = n / max(1, train.batch * train.length)
+        yield Phase("correcting the teacher", terms, teacher.bytes, work, moved=steps * 28.0 * teacher.count())
+    if getattr(stage.teacher_store, "value", stage.teacher_store) != "none":
+        terms = loaded(teacher) | {"logits": 2 * 4 * STORED_WINDOWS * train.length * teacher.shape.vocab}
+        work = forward(teacher, train.tokens, train.length) + head(teacher, train.tokens)
+        yield Phase("writing the teacher's logits", terms, teacher.bytes, work)
 
 
 def qlora(stage: Any, form: Form, world: World) -> Effect:
@@ -160,6 +187,8 @@ def general(stage: Any, form: Form, world: World) -> Effect:
     return Effect(after, tuple(phases) or (_write(form),), tokens, by_general_rule=True)
 
 
+STORED_WINDOWS = 4
+"""That a teacher's logits are computed for at a time (`compress.distill.teacher_store.BATCH`)."""
 STAGES: dict[str, Rule] = {
     "prune": prune,
     "compensate": compensate,

@@ -118,4 +118,8 @@ def training_work(
     operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
     operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
     steps = tokens / max(1, settings.batch * settings.length)
+    if settings.validate_every:
+        measured = tokens / settings.validate_every * settings.validate_tokens
+        operations += forward(form, measured, length) + forward(world.original, measured, length)
+        operations += head(form, measured) + head(world.original, measured)
     return operations, 0.0, steps * 28.0 * trained

@@ -163,3 +163,24 @@ def test_what_a_run_refuses_is_refused(overrides: list[str], said: str, tmp_path
     save("llama", tmp_path / "model")
     with pytest.raises(UserError, match=said):
         compress.run([*overrides, "mode=estimate", "model=hf", f"model.path={tmp_path / 'model'}"])
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "option", "stage"),
+    [
+        ("distill_only", "stages.distill.teacher_correction_tokens=1000000", "distill"),
+        ("distill_only", "stages.distill.teacher_store=topk", "distill"),
+        ("distill_only", "train.validate_every=500", "distill"),
+        ("prune_only", "stages.prune.importance=taylor", "prune"),
+        ("prune_only", "stages.prune.layer_importance=perplexity", "prune"),
+    ],
+)
+def test_options_that_cost_time_cost_time(pipeline: str, option: str, stage: str, tmp_path: Path, cache: Path) -> None:
+    save("llama", tmp_path / "model")
+    given = [f"+pipeline={pipeline}", "mode=estimate", "model=hf", f"model.path={tmp_path / 'model'}"]
+    given += ["stages.prune.share={layers:1,mlp:1}"] if stage == "prune" else []
+    seconds = []
+    for more in ([], [option]):
+        rows = {row["name"]: row for row in compress.run([*given, *more])["stages"]}
+        seconds.append(rows[stage]["seconds"])
+    assert seconds[1] > 1.02 * seconds[0], seconds

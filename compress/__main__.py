@@ -57,8 +57,10 @@ def main() -> None:
         # the reader has gone (| head): nothing more to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        from compress.multirun import nothing_finished
+        from compress.multirun import go_on, nothing_finished
 
+        if type(error).__name__ == "TerminatedWorkerError" and (status := go_on()) is not None:
+            sys.exit(status)
         if not nothing_finished():
             statuses.append(tell(error, None))
     sys.exit(max([*statuses, *_finish_sweep()], default=0))

@@ -149,6 +149,11 @@ def as_user_error(error: BaseException) -> UserError | None:
     for cause in chain:
         if isinstance(cause, UserError):
             return cause
+    if any(type(cause).__name__ == "TerminatedWorkerError" for cause in chain):  # joblib's; it may not be installed
+        return UserError(
+            "a worker of this sweep was killed, by hand or for want of memory.",
+            "The same command goes on with what is left; fewer at a time need less memory: sweep.workers=1.",
+        )
     for cause in chain:
         if disk_is_full(cause):
             return UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from compress.command import as_user_error, execute, fresh_folder, tell
 from compress.store import write_atomically
 from compress.sweep.points import RECORD
 
+AGAIN = "COMPRESS_SWEEP_AGAIN"
+"""Set for a command that goes on with a sweep of which a worker was killed."""
+TRIES, MOST_AGAIN = 2, 64
+"""A run that was killed so often has failed; a sweep is not gone on with more often."""
 ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -34,8 +39,12 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
 
     number, overrides = hydra_config.job.num, list(hydra_config.overrides.task)
     alone = hydra_config.launcher._target_ == ONE_BY_ONE
+    tries = _tried(Path(hydra_config.runtime.output_dir))
+    if tries is None:
+        return None
     folder = fresh_folder(Path(hydra_config.runtime.output_dir))
     record = {"number": number, "overrides": overrides, "alone": alone, "process": os.getpid()}
+    record |= {"tries": tries + 1}
     folder.mkdir(parents=True, exist_ok=True)
     _keep(folder, record | {"state": "running"})
     progress = Terminal(prefix=f"{number}: ", bars=alone)
@@ -67,6 +76,48 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     return None if refused else returned(report, list(composed.sweep.objectives))
 
 
+def _tried(folder: Path) -> int | None:
+    """How often a run has been killed, where a sweep goes on after that; None if it has nothing to do any more."""
+    file = folder / RECORD
+    if AGAIN not in os.environ or not file.is_file():
+        return 0
+    record: dict[str, Any] = json.loads(file.read_text())
+    if record["state"] != "running":
+        return None
+    tries = int(record.get("tries", 1))
+    if tries < TRIES:
+        return tries
+    _keep(folder, record | {"state": "failed", "status": 1, "problem": KILLED})
+    return None
+
+
+KILLED = "its process was killed, by hand or for want of memory"
+
+
+def go_on() -> int | None:
+    """After a worker was killed, and the launcher has given up: what is left of the sweep, one run at a time.
+
+    Alone in its process, a run that is killed again is known to be the one.
+
+    Returns:
+        The exit status; None if it is not to be gone on with.
+    """
+    started = Watch.sweep
+    if started is None or started.searches or AGAIN in os.environ:
+        return None
+    print("a worker was killed, by hand or for want of memory: the sweep goes on, one run at a time", file=sys.stderr)
+    ours = ("hydra.sweep.dir=", "sweep.workers=", "threads=")
+    given = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
+    # as many threads as before: what is in the store was computed with these
+    given += [f"hydra.sweep.dir={started.folder}", "sweep.workers=1", f"threads={started.threads or 'null'}"]
+    status = -1
+    for _ in range(MOST_AGAIN):
+        status = subprocess.call([sys.executable, "-m", "compress", *given], env={**os.environ, AGAIN: "1"})
+        if status >= 0:
+            return status
+    return 1
+
+
 def _keep(folder: Path, record: dict[str, Any]) -> None:
     write_atomically(folder / RECORD, json.dumps(record, indent=2) + "\n")
 
@@ -85,6 +136,8 @@ class Started:
     """What was in its folder already."""
     searches: bool
     """Its sweeper learns from run to run, and goes on from what it has stored."""
+    threads: int | None
+    """Of each run; None for all."""
 
     def made(self) -> list[dict[str, Any]]:
         """The records of its own runs, by number."""
@@ -103,7 +156,7 @@ class Watch(Callback):
         # Optuna's study lies in it, and is opened before the first run
         folder.mkdir(parents=True, exist_ok=True)
         searches = "storage" in config.hydra.sweeper and config.hydra.sweeper.storage is not None
-        Watch.sweep = Started(folder, records(folder), searches)
+        Watch.sweep = Started(folder, {} if AGAIN in os.environ else records(folder), searches, config.threads)
         # ray tells its makers about every cluster it starts, unless asked not to
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # and gives way to every other process of the machine: a sweep would stand still beside one that computes
@@ -126,7 +179,7 @@ def finish() -> list[int]:
     runs = Watch.sweep.made()
     for run in runs:
         if run["state"] == "running":
-            run |= {"status": 1, "problem": "it was killed before its end"}
+            run |= {"status": 1, "problem": KILLED}
     if any((folder / "report.json").exists() for folder in records(Watch.sweep.folder)):
         print(write_sweep(Watch.sweep.folder))
         if Watch.sweep.searches:

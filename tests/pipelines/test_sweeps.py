@@ -128,6 +128,27 @@ def test_killed_in_the_middle_and_repeated(typed: Typed, fresh_cache: Callable[[
 
 
 @pytest.mark.slow
+def test_the_rest_goes_on_when_a_worker_is_killed(typed: Typed) -> None:
+    """As the system does it for want of memory: every time the run is tried it dies; the others end as they would."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="no joblib here (pip install -e '.[sweeps]')")
+    victim = typed.root / "sitecustomize.py"
+    victim.write_text(
+        "import os, signal, sys\n"
+        "def kill(frame, event, _):\n"
+        "    name = frame.f_code.co_name\n"
+        "    if name == 'execute' and 'stages.quant.block=64' in frame.f_locals.get('overrides', ()):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import threading\n"
+        "sys.setprofile(kill)\n"
+    )
+    typed.env["PYTHONPATH"] = str(typed.root)
+    done = typed.run("sweep", "+pipeline=nf4", "stages.quant.block=32,64,128", "+launch=joblib", "sweep.workers=2")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and "1 of 3 runs failed" in done.stderr, done.stderr
+    assert "its process was killed" in done.stderr and sorted(typed.reports("sweep")) == ["0", "2"]
+
+
+@pytest.mark.slow
 def test_a_search_goes_on_from_its_storage(typed: Typed) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no optuna here (pip install -e '.[sweeps]')")
     import optuna

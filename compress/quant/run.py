@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -118,6 +119,12 @@ def solve_layers(
         start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
     if stage.scaling is not Scaling.none:
         start.folded, start.weight_errors = folded(student, checkpoint, start), moved
+    if errors:
+        worst = max(errors, key=errors.__getitem__)
+        context.progress.say(
+            f"error of what the layers compute: {fmean(errors.values()):.2%} of its energy, rounded to nearest "
+            f"{fmean(plain.values()):.2%}; most in {worst} ({errors[worst]:.2%}, rounded {plain[worst]:.2%})"
+        )
     start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
     return start
 

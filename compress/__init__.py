@@ -53,4 +53,4 @@ def load(artifact: str, device: str = "cpu") -> Any:
         raise UserError(f"{artifact} is not a model folder: it has no config.json.", "Give the path of an artifact.")
     from compress.runtime.loading import load_model
 
-    return load_model(folder, device=device)
+    return load_model(folder, device=device, as_codes=True)

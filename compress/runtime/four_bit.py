@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from compress_kernels import embedding_4bit, linear_4bit
+from compress_kernels.codes import BLOCKS
 from torch import Tensor, nn
+
+from compress.arch import adapter_for
+from compress.grids import Encoded, Grid
+from compress.runtime.modules import replace_module
 
 
 class FourBitEmbedding(nn.Module):
@@ -99,6 +105,46 @@ def put_embedding(model: Any, embedding: FourBitEmbedding) -> None:
     if model.config.get_text_config().tie_word_embeddings:
         model.set_output_embeddings(embedding.head())
     model.set_input_embeddings(embedding)
+
+
+def four_bit_parts(encoded: Encoded, grid: Grid) -> tuple[Tensor, Tensor, Tensor, int, Tensor | None] | None:
+    """A weight [rows, width] of any grid as the 4-bit layers hold it: codes, scales, table, block, offsets.
+
+    None if the grid has more than 16 levels, or blocks that no kernel knows.
+    """
+    values = torch.unique(grid.levels.float())
+    if len(values) > 16 or encoded.shape[1] % 2:
+        return None
+    levels, scales = grid.unpack(encoded)
+    block = encoded.shape[1] // scales.scale.shape[1]
+    if block not in BLOCKS or block * scales.scale.shape[1] != encoded.shape[1]:
+        return None
+    codes = torch.searchsorted(values, levels.float().contiguous()).to(torch.uint8)
+    table = torch.nn.functional.pad(values, (0, 16 - len(values)))
+    offsets = None if scales.offset is None else scales.offset.float().flatten()
+    return codes[:, ::2] << 4 | codes[:, 1::2], scales.scale.float().flatten(), table, block, offsets
+
+
+def put_on_codes(model: Any, weights: Iterable[tuple[str, Encoded, Grid]], dtype: torch.dtype) -> None:
+    """Let linear layers, embedding and head run on their 4-bit codes; what no kernel takes stays decoded.
+
+    Args:
+        model: with decoded weights.
+        weights: module path, weight and grid.
+        dtype: of the embedding's rows.
+    """
+    modules = adapter_for(model.config).modules
+    for path, encoded, grid in weights:
+        parts = four_bit_parts(encoded, grid)
+        if parts is None:
+            continue
+        module = model.get_submodule(path)
+        if path == modules.embedding:
+            put_embedding(model, FourBitEmbedding(*parts, dtype).to(module.weight.device))
+        else:
+            bias = getattr(module, "bias", None)
+            layer = FourBitLinear(*parts, None if bias is None else bias.data.cpu())
+            replace_module(model, path, layer.to(module.weight.device))
 
 
 def use_four_bit_kernels(model: nn.Module) -> None:

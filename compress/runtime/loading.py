@@ -25,12 +25,18 @@ from compress.runtime.encoded import (
     encoded_tensors,
     quantization_of,
 )
-from compress.runtime.four_bit import use_four_bit_kernels
+from compress.runtime.four_bit import put_on_codes, use_four_bit_kernels
 from compress.runtime.int8 import Int8Linear
+from compress.runtime.modules import replace_module
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu", plain: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    plain: bool = False,
+    as_codes: bool = False,
 ) -> Any:
     """The model of a checkpoint folder, in evaluation mode, on our kernels where there are any.
 
@@ -39,13 +45,15 @@ def load_model(
         dtype: of the dense tensors; as stored by default.
         device: where to.
         plain: exactly as `from_pretrained` gives it, without our kernels.
+        as_codes: 4-bit weights of our own layout stay codes, to be run; by default they are decoded, to be measured,
+            exported or trained like any model's.
     """
     from transformers import AutoModelForCausalLM
 
     checkpoint = Checkpoint(folder, frozenset())
     own = quantization_of(checkpoint.raw_config)
     if own is not None:
-        return load_own(checkpoint, own, dtype, device)
+        return load_own(checkpoint, own, dtype, device, as_codes)
     with quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or "auto", device_map={"": str(device)}, attn_implementation="sdpa"
@@ -59,7 +67,11 @@ def load_model(
 
 
 def load_own(
-    checkpoint: Checkpoint, quantization: dict[str, Any], dtype: torch.dtype | None, device: torch.device | str
+    checkpoint: Checkpoint,
+    quantization: dict[str, Any],
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    as_codes: bool,
 ) -> Any:
     """A checkpoint in our layout: decoded, but for INT8 layers whose activations are INT8 too.
 
@@ -68,6 +80,7 @@ def load_own(
         quantization: its block of config.json.
         dtype: of the dense tensors; as stored by default.
         device: where to.
+        as_codes: keep 4-bit weights as they are, on our kernels.
     """
     from transformers import AutoModelForCausalLM
 
@@ -94,7 +107,16 @@ def load_own(
                 static = value.parts.get(INPUT_ABSMAX)
                 layer = Int8Linear(codes, absmax, None if bias is None else bias.data, static)
                 replace_module(model, path, layer.to(device))
+    if as_codes:
+        rows = dtype or compute_dtype(checkpoint)
+        named = ((parameter_path(checkpoint, name), value, grid) for name, value, grid in encoded_tensors(checkpoint))
+        put_on_codes(model, ((p, v, g) for p, v, g in named if isinstance(v, Encoded) and g is not None), rows)
     return model.eval()
+
+
+def parameter_path(checkpoint: Checkpoint, name: str) -> str:
+    """The module that the tensor `name` of a checkpoint is the weight of."""
+    return adapter_for(checkpoint.config).parameter(name).removesuffix(".weight")
 
 
 def use_int8_kernels(model: nn.Module) -> None:
@@ -110,9 +132,3 @@ def use_int8_kernels(model: nn.Module) -> None:
         absmax = weight.SCB if weight.SCB is not None else module.state.SCB
         bias = None if module.bias is None else module.bias.data
         replace_module(model, name, Int8Linear(weight.data, absmax, bias))
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Set the submodule at the dotted path `name`."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)

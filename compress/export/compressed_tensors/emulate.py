@@ -19,7 +19,7 @@ from compress.export.emulate import answer, range_to_int8, rounded_inputs, token
 from compress.export.tensors import delivered
 from compress.grids import Encoded, Int8
 from compress.runtime.encoded import INPUT_ABSMAX, INT8_STATIC, INT8_TOKENS
-from compress.runtime.loading import replace_module
+from compress.runtime.modules import replace_module
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ from compress.export.executorch.program import Program, lowered
 from compress.export.executorch.settings import EIGHT_FOUR, FILE, ExecutorchExport
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.grids import Encoded, Grid, Int8, Integer
-from compress.runtime.loading import replace_module
+from compress.runtime.modules import replace_module
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint

@@ -20,7 +20,7 @@ from compress.export.onnx.settings import FILE, OnnxType
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.grids import Encoded, Grid, Int8
 from compress.runtime.int8 import Int8Linear
-from compress.runtime.loading import replace_module
+from compress.runtime.modules import replace_module
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint

@@ -11,6 +11,7 @@ layer keeps its weight in the compute type and its levels in 8 bits for the back
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -161,17 +162,22 @@ def _placed(form: Form, grid: str, stage: Any) -> Form:
 def _budgeted(stage: Any, form: Form) -> Form:
     fixed = OwnFormat(stage.embedding) if stage.embedding else None
     bits = stage.bits
+    weights = form.count("linear") + (0 if fixed else form.count("embedding", "head"))
+    rest = replace(form, embeddings=fixed or DENSE).bytes - (4 if form.dtype == "float32" else 2) * weights
     if stage.megabytes is not None:
-        weights = form.count("linear") + (0 if fixed else form.count("embedding", "head"))
-        rest = replace(form, embeddings=fixed or DENSE).bytes - 2 * weights
         bits = max(0.0, 8 * (stage.megabytes * 1e6 - rest) / weights)
     budget = BudgetFormat(bits, tuple(stage.candidates))
     least = budget.least_bits(form.linears_of_a_layer())
     if bits < SURE * least:
-        asked = f"bits={stage.bits}" if stage.megabytes is None else f"megabytes={stage.megabytes}"
+        # rounded up, with room for the tensors' names
+        needed = math.ceil(100 * least) / 100
+        asked, enough = f"bits={stage.bits}", f"bits={needed}"
+        if stage.megabytes is not None:
+            needed = math.ceil(1e-4 * 1.02 * (rest + least * weights / 8)) / 100
+            asked, enough = f"megabytes={stage.megabytes}", f"megabytes={needed}"
         raise UserError(
-            f"quant.{asked} is too little: with {', '.join(stage.candidates)}, this model takes about {least:.2f} "
-            f"bits a weight at least, and {bits:.2f} are left.",
-            "Give more, or smaller quant.candidates.",
+            f"stages.quant.{asked} is too little: with {', '.join(stage.candidates)}, this model takes {needed} "
+            f"{enough.partition('=')[0]} at least.",
+            f"Give stages.quant.{enough} or more, or smaller quant.candidates.",
         )
     return replace(form, linears=budget, embeddings=fixed or budget)

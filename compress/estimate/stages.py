@@ -83,9 +83,12 @@ def in_steps(stage: Any, form: Form, world: World) -> Effect:
 
 
 def search(stage: Any, form: Form, world: World) -> Effect:
-    """Prune, compensate, heal briefly, and two passes of two models over what candidates are judged on."""
+    """Prune, compensate, heal briefly, and two passes of two models over what candidates are judged on.
+
+    Which candidate wins is not known before; what comes out is taken to be the largest.
+    """
     possible, _ = stage.possible(form.config)
-    after, phases, tokens = form, list[Phase](), 0
+    forms, phases, tokens = list[Form](), list[Phase](), 0
     for name, (prune_stage, _) in possible.items():
         parts = [part for part in (prune_stage, stage.compensate, stage.healing(stage.brief)) if part is not None]
         effect = repeated(parts, form, world, [name])
@@ -94,8 +97,9 @@ def search(stage: Any, form: Form, world: World) -> Effect:
             + forward(effect.form, stage.judge_tokens, CALIBRATION_WINDOW)
         )
         judged = Phase(f"judging, {name}", walk_terms(form), form.bytes + effect.form.bytes, work)
-        after, phases, tokens = effect.form, [*phases, *effect.phases, judged], tokens + effect.train_tokens
-    return Effect(after, tuple(phases), tokens)
+        forms.append(effect.form)
+        phases, tokens = [*phases, *effect.phases, judged], tokens + effect.train_tokens
+    return Effect(max(forms, key=lambda found: found.bytes, default=form), tuple(phases), tokens)
 
 
 def repeated(parts: list[Any], form: Form, world: World, rounds: list[str]) -> Effect:

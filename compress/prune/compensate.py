@@ -64,6 +64,7 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
         with watching(heads_t) as seen:
             next_t = torch.cat([t.run(original, x) for x in batches(x_t)])
         o_t = torch.cat([out for _, out in seen])
+        del seen  # what the original's projections read is not needed beside it
         if original in plan.layers:
             index = plan.layers.index(original)
             streams = (x_t, o_t, next_t)

@@ -145,7 +145,7 @@ def check_validation(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpo
         length = readable(settings.length, teacher.config)
         wanted = measured + max(settings.validate_tokens, settings.devices * length) // length * length
         found = joined_windows(corpus.heldout, teacher.tokenizer(), length=length, tokens=wanted).numel()
-        if found < wanted - length:
+        if found < wanted // length * length:
             raise UserError(
                 f"the held-out text has about {found:,} tokens: results are measured on {measured:,} of them, and "
                 f"train.validate_tokens={settings.validate_tokens} more would have to be the same.",

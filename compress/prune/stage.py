@@ -176,7 +176,8 @@ class Compensate:
     absorb: float = 0.75
     """Part of the drift of the residual stream that each projection makes up for."""
     calibration_tokens: int = 24576
-    """Tokens the projections are fitted on. Four times as many take away a tenth more of the damage."""
+    """Tokens the projections are fitted on. Of an MLP cut of 20%, 24,576 take away a quarter of the lost
+    log-perplexity, four times as many a third (SmolLM2-135M, WikiText-2)."""
 
     kind: ClassVar[str] = "compensate"
     version: ClassVar[int] = 4

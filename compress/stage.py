@@ -140,7 +140,7 @@ def last_grid(stages: Mapping[str, Any]) -> str | None:
 def hint_for(name: str, trait: str) -> str:
     """What to type when stage `name` lacks `trait`."""
     if trait == PRUNED:
-        return f"Put a pruning stage in front of it: prune@stages.prune=activation, or drop it with '~stages.{name}'."
+        return f"Put a pruning stage in front of it: prune@stages.prune=fisher, or drop it with '~stages.{name}'."
     if trait == NF4_WEIGHTS:
         return (
             "Put an NF4 stage whose embedding stays dense in front of it: quant@stages.quant=nf4, or drop it with "

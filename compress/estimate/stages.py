@@ -40,7 +40,7 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
     after = replace(form, widths=stage.widths(form.config))
     n = stage.calibration_tokens
     passes = forward(form, n, CALIBRATION_WINDOW)
-    if getattr(stage.importance, "value", stage.importance) == "taylor":
+    if getattr(stage.importance, "value", stage.importance) in ("taylor", "fisher"):
         passes = 3 * passes + 3 * head(form, n)
     gone = form.widths.layers - after.widths.layers
     if gone and getattr(stage.layer_importance, "value", stage.layer_importance) == "perplexity":

@@ -11,6 +11,7 @@ class Importance(str, Enum):
     activation = "activation"
     wanda = "wanda"
     taylor = "taylor"
+    fisher = "fisher"
     magnitude = "magnitude"
     random = "random"
 

@@ -1,13 +1,14 @@
 """How important a group is, from statistics of a few calibration batches. Higher is more important.
 
 Symbols: x_j the activation of feature j (an MLP neuron, an entry of a head's output, a residual channel as a norm puts
-it out); W_out a projection that reads the features, [out, features]; m_j a factor on x_j, one everywhere. Weights are
-in nn.Linear's orientation (transpose a Conv1D's). All results are fp32 (norms of bf16 would lose ties).
+it out); W_out a projection that reads the features, [out, features]. Weights are in nn.Linear's
+orientation (transpose a Conv1D's). All results are fp32 (norms of bf16 would lose ties).
 
     activation   ||x_j||: mean of |x_j| over the sequence, L2 over the batch     Minitron, arXiv 2407.14679, section 2.2
     wanda        ||x_j|| * ||W_out[:, j]||, x_j over all tokens                  Wanda's |W| * ||x||, arXiv 2306.11695,
                                                                                  section 3, as norms over a structure
-    taylor       sqrt(E[(dL/dm_j)^2]), dL/dm_j = sum_t x_tj dL/dx_tj             arXiv 1906.10771, section 3.2
+    taylor       sqrt(E[(sum_t x_tj dL/dx_tj)^2]), E over windows (`gates`)      arXiv 1906.10771, section 3.2
+    fisher       sqrt(E[(x_tj dL/dx_tj)^2]), E over tokens (`gates`)             arXiv 1801.05787, section 2.2
     magnitude    ||all weights that go with j||                                  the data-free baseline
     random       uniform, seeded                                                 the floor every method must beat
 
@@ -73,11 +74,6 @@ def wanda(square: Tensor, column: Tensor) -> Tensor:
         [features], fp32.
     """
     return square.float().sqrt() * column.float()
-
-
-def taylor(energy: Tensor) -> Tensor:
-    """First-order Taylor importance [groups] from the sum over windows of (dL/dm)^2."""
-    return energy.float().sqrt()
 
 
 def group_squares(tensor: Tensor, axis: Axis, dim: int, groups: int) -> Tensor:

@@ -11,11 +11,11 @@ from torch import Tensor
 from compress.arch import Architecture, Shape, Widths
 from compress.arch.shape import Kind
 from compress.prune.criteria import Importance, LayerImportance
+from compress.prune.gates import gate_scores
 from compress.prune.importance import group_squares, random
 from compress.prune.plan import Scores
 from compress.prune.removal import greedy_removal, rounds
 from compress.prune.statistics import Statistics, collect
-from compress.prune.taylor import taylor_scores
 
 if TYPE_CHECKING:
     from compress.stage import Progress
@@ -83,9 +83,10 @@ def _groups(
     progress: Progress,
 ) -> Scores:
     shape = architecture.shape(model.config)
-    if criteria.groups is Importance.taylor:
+    if criteria.groups in (Importance.taylor, Importance.fisher):
+        per_token = criteria.groups is Importance.fisher
         with progress.bar("scoring, forward and back", len(windows)) as advance:
-            return taylor_scores(model, architecture, windows, advance)
+            return gate_scores(model, architecture, windows, per_token, advance)
     if criteria.groups is Importance.magnitude:
         return magnitude_scores(model, architecture)
     if criteria.groups is Importance.random:

@@ -31,21 +31,22 @@ def scores(model: Any, groups: str, layers: str = "block_influence", remove: int
 
 
 def gated_gradients(model: Any) -> dict[str, torch.Tensor]:
-    """dL/dm of a factor on every neuron, query head and residual channel, a row per window: plain autograd."""
+    """dL/dm of a factor on every neuron, query head and residual channel at every token: [windows, tokens, ...]."""
     config = model.config
     modules, shape = adapter_for(config).modules, adapter_for(config).shape(config)
+    tokens = WINDOWS.shape[1]
     gates = {
-        "mlp": torch.ones(shape.layers, shape.mlp, requires_grad=True),
-        "query_heads": torch.ones(shape.layers, shape.heads, requires_grad=True),
-        "hidden": torch.ones(shape.hidden, requires_grad=True),
+        "mlp": torch.ones(tokens, shape.layers, shape.mlp, requires_grad=True),
+        "query_heads": torch.ones(tokens, shape.layers, shape.heads, requires_grad=True),
+        "hidden": torch.ones(tokens, shape.hidden, requires_grad=True),
     }
     hooks = []
     for layer in range(shape.layers):
         neurons, heads = (model.get_submodule(path(layer)) for path in (modules.neurons, modules.head_outputs))
-        hooks.append(neurons.register_forward_pre_hook(lambda _m, x, i=layer: (x[0] * gates["mlp"][i],)))
+        hooks.append(neurons.register_forward_pre_hook(lambda _m, x, i=layer: (x[0] * gates["mlp"][:, i],)))
         hooks.append(
             heads.register_forward_pre_hook(
-                lambda _m, x, i=layer: (x[0] * gates["query_heads"][i].repeat_interleave(shape.head_dim),)
+                lambda _m, x, i=layer: (x[0] * gates["query_heads"][:, i].repeat_interleave(shape.head_dim, -1),)
             )
         )
     for path in [modules.final_norm, *(p for layer in range(shape.layers) for p in modules.norms(layer))]:
@@ -60,16 +61,19 @@ def gated_gradients(model: Any) -> dict[str, torch.Tensor]:
     return {kind: torch.stack(found) for kind, found in rows.items()}
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "fisher"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_taylor_is_the_gradient_of_gates(family: str) -> None:
+def test_taylor_and_fisher_are_gradients_of_gates(family: str, criterion: str) -> None:
+    """Of one gate for all tokens of a window, and of one for every token."""
     config, model = tiny(family)
     shape = adapter_for(config).shape(config)
-    expected = gated_gradients(model)
-    found = scores(model, "taylor")
-    for kind, gradients in expected.items():
-        torch.testing.assert_close(getattr(found, kind), gradients.square().mean(0).sqrt(), rtol=2e-3, atol=1e-6)
-    groups = expected["query_heads"].view(len(WINDOWS), shape.layers, shape.kv_heads, -1).sum(-1)
-    torch.testing.assert_close(found.heads, groups.square().mean(0).sqrt(), rtol=2e-3, atol=1e-6)
+    gradients = gated_gradients(model)
+    queries = gradients["query_heads"]
+    gradients["heads"] = queries.unflatten(-1, (shape.kv_heads, -1)).sum(-1)
+    found = scores(model, criterion)
+    for kind, each in gradients.items():
+        samples = each.flatten(0, 1) if criterion == "fisher" else each.sum(1)
+        torch.testing.assert_close(getattr(found, kind), samples.square().mean(0).sqrt(), rtol=2e-3, atol=1e-6)
 
 
 def inputs_and_outputs(model: Any, path: str) -> tuple[torch.Tensor, torch.Tensor]:

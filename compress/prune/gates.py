@@ -1,10 +1,15 @@
-"""First-order Taylor importance: how much the loss changes, to first order, when a group is scaled away.
+"""Importance by the gradients of gates: how much the loss moves when a group is scaled away.
 
-    dL/dm_j = sum_t x_tj * dL/dx_tj        m_j = 1 a factor on group j, in every token of a window
-    score_j = sqrt(E_windows[(dL/dm_j)^2])
+    c_tj = x_tj * dL/dx_tj                 the gradient of a factor m_tj = 1 on group j in token t
+    taylor: score_j = sqrt(E_windows[(sum_t c_tj)^2])         one factor for all tokens of a window
+    fisher: score_j = sqrt(E_tokens[c_tj^2])                  one for every token
 
-(Molchanov et al., arXiv 1906.10771.) L is the cross-entropy of a window with its own text. A residual channel has one
-factor for all norms that read the stream.
+Molchanov et al., arXiv 1906.10771, section 3.2, and Theis et al., arXiv 1801.05787, section 2.2, where the mean square
+is the diagonal of the Fisher information of the factors. A window holds hundreds of tokens in which a group matters or
+does not: their signs cancel in the sum of a window, and a calibration text has few windows but many tokens.
+
+L is the cross-entropy of a window with its own text. A residual channel has one factor for all norms that read the
+stream.
 
 Backward goes layer by layer: a window's forward pass keeps the inputs of the layers only, and each layer is computed
 again when its gradient is due. One layer's activations and one window's streams are all that is in memory.
@@ -20,7 +25,6 @@ from torch import Tensor
 
 from compress.arch import Architecture
 from compress.layerwise import Layers, watching
-from compress.prune.importance import taylor
 from compress.prune.plan import Scores
 from compress.prune.text_loss import losses
 
@@ -28,15 +32,21 @@ if TYPE_CHECKING:
     from compress.stage import Advance
 
 
-def taylor_scores(model: Any, architecture: Architecture, windows: Tensor, advance: Advance) -> Scores:
+def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_token: bool, advance: Advance) -> Scores:
     """Scores of every group inside the layers, and of the residual channels.
 
     Args:
         model: causal language model; its parameters stop requiring gradients.
         architecture: its family.
         windows: tokens [n, length].
+        per_token: a factor for every token (fisher), not one for the window (taylor).
         advance: called with 1 after each window.
     """
+
+    def squares(contributions: Tensor) -> Tensor:
+        """Of a window's [length, groups], what the factors' gradients add to the scores [groups]."""
+        return (contributions.square().sum(0) if per_token else contributions.sum(0).square()).cpu()
+
     shape, modules = architecture.shape(model.config), architecture.modules
     model.requires_grad_(False)
     layers = Layers.of(model, windows)
@@ -54,14 +64,14 @@ def taylor_scores(model: Any, architecture: Architecture, windows: Tensor, advan
             places = [modules.neurons(layer), modules.head_outputs(layer)]
             gradient, products = _layer(layers, layer, streams.pop(), gradient, places, modules.norms(layer))
             neurons, entries, *normed = products
-            mlp[layer] += neurons.square()
-            heads[layer] += entries.view(shape.kv_heads, -1).sum(1).square()
-            queries[layer] += entries.view(shape.heads, -1).sum(1).square()
+            mlp[layer] += squares(neurons)
+            heads[layer] += squares(entries.view(len(ids), shape.kv_heads, -1).sum(2))
+            queries[layer] += squares(entries.view(len(ids), shape.heads, -1).sum(2))
             channels += sum(normed)
-        hidden += channels.square()
+        hidden += squares(channels)
         advance(1)
-    means = (total / len(windows) for total in (mlp, heads, queries, hidden))
-    mlp, heads, queries, hidden = map(taylor, means)
+    count = windows.numel() if per_token else len(windows)
+    mlp, heads, queries, hidden = ((total / count).sqrt() for total in (mlp, heads, queries, hidden))
     return Scores(mlp=mlp, heads=heads, query_heads=queries, hidden=hidden)
 
 
@@ -81,7 +91,7 @@ def _last(model: Any, final: Any, stream: Tensor, ids: Tensor) -> tuple[Tensor, 
 def _layer(
     layers: Layers, index: int, x: Tensor, gradient: Tensor, inputs: list[str], outputs: tuple[str, ...]
 ) -> tuple[Tensor, list[Tensor]]:
-    """One layer forward and back: the gradient at its input, and dL/dm of what goes into and comes out of modules."""
+    """One layer forward and back: the gradient at its input, and x dL/dx of what goes into and comes out of modules."""
     with torch.enable_grad(), ExitStack() as stack:
         x = x.detach().requires_grad_()
         seen = [stack.enter_context(watching(layers.model.get_submodule(path))) for path in (*inputs, *outputs)]
@@ -92,4 +102,5 @@ def _layer(
 
 
 def _contribution(value: Tensor, gradient: Tensor) -> Tensor:
-    return (value.float() * gradient.float()).sum((0, 1)).cpu()
+    """x dL/dx of one window, [length, features]."""
+    return (value.float() * gradient.float())[0]

@@ -87,7 +87,7 @@ def micro_batch(settings: Any, bf16: bool) -> Batch:
     precision = getattr(settings.precision, "value", settings.precision)
     optimizer = str(settings.optimizer.get("_target_", "")).rpartition(".")[2].lower()
     # AdamW's two in fp32, or in 8 bits; one of momentum alone
-    moments = 2 if "8bit" in optimizer else 4 if optimizer in ("sgd", "lion", "adagrad") else MOMENTS
+    moments = 2 if "8bit" in optimizer else 4 if optimizer in ("sgd", "lion", "adagrad", "muon") else MOMENTS
     return Batch(
         max(1, settings.batch // settings.accumulate // settings.devices),
         settings.length,

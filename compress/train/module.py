@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.losses.stored import StoredTeacher
 from compress.train.activations import checkpoint_activations, decoder_layers
+from compress.train.muon import mark_tables
 from compress.train.norms import fuse_norms, put_modules
 from compress.train.optimizer import make_optimizer
 from compress.train.settings import Training, rate_at
@@ -157,6 +158,7 @@ class Distillation(lightning.LightningModule):
         for name, parameter in self.student.named_parameters():
             if name in self._factors:
                 parameter.rate_factor = self._factors[name]  # type: ignore[attr-defined]
+        mark_tables(self.student)
         optimizer = make_optimizer(self.settings.optimizer, self.parameters(), self.settings.rate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.steps, self.settings))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

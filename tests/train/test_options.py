@@ -71,10 +71,11 @@ def test_checkpointing_trains_to_the_same_weights(tmp_path: Path) -> None:
     [
         {},
         {"optimizer": EIGHT_BIT, "activation_checkpointing": True, "accumulate": 2},
+        {"optimizer": {"_target_": "torch.optim.Muon"}},
         # the best weights are not the last, and the end comes before the last step
         {**RISING, "keep": Keep.best, "patience": 1, "loggers": [Logger.csv]},
     ],
-    ids=["plain", "8 bits", "best"],
+    ids=["plain", "8 bits", "Muon", "best"],
 )
 @pytest.mark.parametrize("after", [2, 4])
 def test_goes_on_after_a_kill_to_the_same_weights(settings: dict[str, Any], after: int, tmp_path: Path) -> None:

@@ -99,6 +99,11 @@ CHECKED: dict[str, tuple[Any, str, str]] = {
         "cpu",
         "strategy=ddp",
     ),
+    "Muon on divided weights": (
+        Distill(train=Training(strategy=Strategy.fsdp, devices=2, optimizer={"_target_": "torch.optim.Muon"})),
+        "cpu",
+        "train=default",
+    ),
     "GPUs that are not there": (Distill(train=Training(devices=4)), "cuda", "GPUs"),
     "no DeepSpeed": (Distill(train=Training(strategy=Strategy.deepspeed, devices=2)), "cuda", "pip install deepspeed"),
     "no TensorBoard": (Distill(train=Training(loggers=[Logger.tensorboard])), "cpu", "[tensorboard]"),

@@ -1,0 +1,75 @@
+"""Muon and AdamW as one optimizer: each as torch has it, on what is its own."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from compress.train.module import Distillation
+from compress.train.optimizer import make_optimizer
+from compress.train.settings import Training
+from tests.train.helpers import pair
+
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
+
+MUON = {"_target_": "torch.optim.Muon", "momentum": 0.95, "betas": [0.9, 0.95], "weight_decay": 0.0}
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in ((6, 4), (5,), (9, 4))]
+    made[2].table = True  # type: ignore[attr-defined]
+    return made
+
+
+def step(optimizers: list[Any], parameters: list[torch.nn.Parameter], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def test_each_takes_its_own_steps() -> None:
+    ours, theirs = parameters(), parameters()
+    both = make_optimizer(MUON, ours, 1e-2)
+    muon = torch.optim.Muon(theirs[:1], lr=2e-2, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(theirs[1:], lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    assert sorted(group["lr"] for group in both.param_groups) == [1e-2, 2e-2]
+    for seed in range(3):
+        step([both], ours, seed)
+        step([muon, adamw], theirs, seed)
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_schedule_and_a_saved_state_reach_both() -> None:
+    ours, again = parameters(), parameters()
+    first = make_optimizer(MUON, ours, 1e-2)
+    halved = torch.optim.lr_scheduler.LambdaLR(first, lambda _: 0.5)
+    step([first], ours, 0)
+    halved.step()
+    assert sorted(group["lr"] for group in first.param_groups) == [5e-3, 1e-2]
+    second = make_optimizer(MUON, again, 1e-2)
+    with torch.no_grad():
+        for parameter, saved in zip(again, ours, strict=True):
+            parameter.copy_(saved)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    step([first], ours, 1)
+    step([second], again, 1)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+def test_embedding_and_norms_are_not_orthogonalized() -> None:
+    student, teacher = pair()
+    student.requires_grad_(True)
+    module = Distillation(student, teacher, lambda *_: None, Training(optimizer=MUON), steps=4)  # type: ignore[arg-type]
+    optimizer: Any = module.configure_optimizers()["optimizer"]
+    names = {id(p): name for name, p in student.named_parameters()}
+    muon, adamw = ({names[id(p)] for group in part.param_groups for p in group["params"]} for part in optimizer.parts)
+    assert all("proj" in name and name.endswith("weight") for name in muon)
+    assert any("embed" in name for name in adamw) and any("norm" in name for name in adamw)
+    assert muon | adamw == set(names.values())

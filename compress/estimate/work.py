@@ -97,6 +97,17 @@ def micro_batch(settings: Any, bf16: bool) -> Batch:
     )
 
 
+def uses_muon(settings: Any) -> bool:
+    """Whether matrices are trained by torch.optim.Muon."""
+    return str(settings.optimizer.get("_target_", "")).endswith(".Muon")
+
+
+def orthogonalizing(form: Form) -> float:
+    """Operations of Muon's step: five Newton-Schulz iterations of three products for every matrix [m, n], m <= n."""
+    sides = [sorted(shape) for shape in form.linears_of_a_layer()]
+    return 5.0 * form.widths.layers * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
+
+
 def walk_terms(form: Form) -> dict[str, int]:
     """One window through the model without gradients: a layer's results at a time."""
     return {"activations": layer_activations(form, Batch(1, CALIBRATION_WINDOW, True))} | loaded(form)
@@ -118,6 +129,8 @@ def training_work(
     operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
     operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
     steps = tokens / max(1, settings.batch * settings.length)
+    if uses_muon(settings) and trained:
+        operations += steps * orthogonalizing(form)
     if settings.validate_every:
         measured = tokens / settings.validate_every * settings.validate_tokens
         operations += forward(form, measured, length) + forward(world.original, measured, length)

@@ -171,7 +171,7 @@ def test_what_a_run_refuses_is_refused(overrides: list[str], said: str, tmp_path
         ("distill_only", "stages.distill.teacher_correction_tokens=1000000", "distill"),
         ("distill_only", "stages.distill.teacher_store=topk", "distill"),
         ("distill_only", "train.validate_every=500", "distill"),
-        ("prune_only", "stages.prune.importance=taylor", "prune"),
+        ("distill_only", "train=muon", "distill"),
         ("prune_only", "stages.prune.layer_importance=perplexity", "prune"),
     ],
 )
@@ -181,3 +181,11 @@ def test_options_that_cost_time_cost_time(pipeline: str, option: str, stage: str
         rows = {row["name"]: row for row in predict(plan(f"+pipeline={pipeline}", *more), MACHINE)}
         seconds.append(rows[stage]["seconds"])
     assert seconds[1] > 1.02 * seconds[0], seconds
+
+
+def test_a_backward_pass_costs_time() -> None:
+    seconds = []
+    for importance in ("activation", "taylor", "fisher"):
+        rows = predict(plan("+pipeline=prune_only", f"stages.prune.importance={importance}"), MACHINE)
+        seconds.append(next(row["seconds"] for row in rows if row["name"] == "prune"))
+    assert seconds[1] == seconds[2] > 1.5 * seconds[0], seconds

@@ -85,7 +85,7 @@ def gram_bytes(form: Form, limit: int) -> int:
 def micro_batch(settings: Any, bf16: bool) -> Batch:
     """Of a `compress.train.settings.Training`."""
     precision = getattr(settings.precision, "value", settings.precision)
-    optimizer = str(settings.optimizer.get("_target_", "")).rpartition(".")[2].lower()
+    optimizer = settings.optimizer_name.lower()
     # AdamW's two in fp32, or in 8 bits; one of momentum alone
     moments = 2 if "8bit" in optimizer else 4 if optimizer in ("sgd", "lion", "adagrad", "muon") else MOMENTS
     return Batch(
@@ -95,11 +95,6 @@ def micro_batch(settings: Any, bf16: bool) -> Batch:
         settings.activation_checkpointing,
         moments,
     )
-
-
-def uses_muon(settings: Any) -> bool:
-    """Whether matrices are trained by torch.optim.Muon."""
-    return str(settings.optimizer.get("_target_", "")).endswith(".Muon")
 
 
 def orthogonalizing(form: Form) -> float:
@@ -129,7 +124,7 @@ def training_work(
     operations = passes * forward(form, tokens, length) + forward(world.original, tokens, length)
     operations += (1 + head_gradients) * head(form, tokens) + head(world.original, tokens)
     steps = tokens / max(1, settings.batch * settings.length)
-    if uses_muon(settings) and trained:
+    if settings.optimizer_name == "Muon" and trained:
         operations += steps * orthogonalizing(form)
     if settings.validate_every:
         measured = tokens / settings.validate_every * settings.validate_tokens

@@ -11,8 +11,8 @@ does not: their signs cancel in the sum of a window, and a calibration text has 
 L is the cross-entropy of a window with its own text. A residual channel has one factor for all norms that read the
 stream.
 
-Backward goes layer by layer: a window's forward pass keeps the inputs of the layers only, and each layer is computed
-again when its gradient is due. One layer's activations and one window's streams are all that is in memory.
+Backward goes layer by layer: the forward pass of some windows keeps the inputs of the layers only, and each layer is
+computed again when its gradient is due. One layer's activations and these windows' streams are all that is in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from compress.arch import Architecture
-from compress.layerwise import Layers, watching
+from compress.layerwise import Layers, batches, watching
 from compress.prune.plan import Scores
 from compress.prune.text_loss import losses
 
@@ -40,12 +40,13 @@ def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_tok
         architecture: its family.
         windows: tokens [n, length].
         per_token: a factor for every token (fisher), not one for the window (taylor).
-        advance: called with 1 after each window.
+        advance: called with the windows that are done.
     """
 
     def squares(contributions: Tensor) -> Tensor:
-        """Of a window's [length, groups], what the factors' gradients add to the scores [groups]."""
-        return (contributions.square().sum(0) if per_token else contributions.sum(0).square()).cpu()
+        """Of [windows, length, groups], what the factors' gradients add to the scores [groups]."""
+        whole = contributions.flatten(0, 1) if per_token else contributions.sum(1)
+        return whole.square().sum(0).cpu()
 
     shape, modules = architecture.shape(model.config), architecture.modules
     model.requires_grad_(False)
@@ -54,7 +55,7 @@ def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_tok
     mlp = torch.zeros(shape.layers, shape.mlp)
     heads, queries = torch.zeros(shape.layers, shape.kv_heads), torch.zeros(shape.layers, shape.heads)
     hidden = torch.zeros(shape.hidden)
-    for ids, embedded in zip(windows, torch.split(layers.embedded, 1), strict=True):
+    for ids, embedded in zip(batches(windows), batches(layers.embedded), strict=True):
         streams = [embedded]
         with torch.no_grad():
             for layer in range(shape.layers):
@@ -65,24 +66,25 @@ def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_tok
             gradient, products = _layer(layers, layer, streams.pop(), gradient, places, modules.norms(layer))
             neurons, entries, *normed = products
             mlp[layer] += squares(neurons)
-            heads[layer] += squares(entries.view(len(ids), shape.kv_heads, -1).sum(2))
-            queries[layer] += squares(entries.view(len(ids), shape.heads, -1).sum(2))
+            heads[layer] += squares(entries.unflatten(2, (shape.kv_heads, -1)).sum(3))
+            queries[layer] += squares(entries.unflatten(2, (shape.heads, -1)).sum(3))
             channels += sum(normed)
         hidden += squares(channels)
-        advance(1)
+        advance(len(ids))
     count = windows.numel() if per_token else len(windows)
     mlp, heads, queries, hidden = ((total / count).sqrt() for total in (mlp, heads, queries, hidden))
     return Scores(mlp=mlp, heads=heads, query_heads=queries, hidden=hidden)
 
 
 def _last(model: Any, final: Any, stream: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the mean loss at the stream that the final norm reads, and what its channels contribute."""
+    """Gradient of each window's mean loss at the stream that the final norm reads, and what its channels contribute."""
     with torch.enable_grad():
         x = stream.detach().requires_grad_()
         normed = final(x)
         leaf = normed.detach().requires_grad_()
-        for _, loss in losses(model, leaf[0], ids):
-            (loss / (len(ids) - 1)).backward()  # type: ignore[no-untyped-call]
+        for place, window in enumerate(ids):
+            for _, loss in losses(model, leaf[place], window):
+                (loss / (len(window) - 1)).backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None
         (gradient,) = torch.autograd.grad(normed, x, leaf.grad)
     return gradient, _contribution(leaf.detach(), leaf.grad)
@@ -102,5 +104,5 @@ def _layer(
 
 
 def _contribution(value: Tensor, gradient: Tensor) -> Tensor:
-    """x dL/dx of one window, [length, features]."""
-    return (value.float() * gradient.float())[0]
+    """x dL/dx, [windows, length, features]."""
+    return value.float() * gradient.float()

@@ -35,7 +35,7 @@ def make_optimizer(
     kind = _find_class(str(spec.get("_target_", "")))
     if issubclass(kind, torch.optim.AdamW) and not {"fused", "foreach", "capturable"} & arguments.keys():
         arguments["fused"] = True  # one pass over the state instead of seven
-    if kind.__name__ == "Muon":
+    if kind is torch.optim.Muon:
         from compress.train.muon import MuonAndAdamW
 
         kind = MuonAndAdamW
@@ -87,9 +87,6 @@ def _find_class(target: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        if target == "torch.optim.Muon":
-            instead = "Give train=default, which is AdamW, or a newer torch."
-            raise UserError("torch.optim.Muon came with torch 2.9.", instead) from error
         raise UserError(f"there is no optimizer {target!r}.", hint) from error
     # a name can be re-exported from anywhere: what counts is where the class itself comes from
     origin = getattr(found, "__module__", "")

@@ -117,6 +117,11 @@ class Training:
         self._check_processes()
         self._check_validation()
 
+    @property
+    def optimizer_name(self) -> str:
+        """The class that `optimizer` names, without its package."""
+        return str(self.optimizer.get("_target_", "")).rpartition(".")[2]
+
     def _check_rate(self) -> None:
         if not 0 < self.rate < math.inf:
             raise UserError(f"train.rate={self.rate} must be above zero, and a number.")

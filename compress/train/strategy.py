@@ -68,7 +68,7 @@ def _check(name: str, kind: str, settings: Training, device: str) -> None:
             f"stage {name!r}: bitsandbytes has no optimizer for the divided weights of train.strategy=fsdp.",
             "Give train.strategy=ddp, or leave the optimizer out.",
         )
-    if settings.strategy is Strategy.fsdp and str(settings.optimizer.get("_target_")).endswith(".Muon"):
+    if settings.strategy is Strategy.fsdp and settings.optimizer_name == "Muon":
         raise UserError(
             f"stage {name!r}: Muon makes whole matrices orthogonal, and train.strategy=fsdp divides them.",
             "Give train.strategy=ddp, or train=default, which is AdamW.",

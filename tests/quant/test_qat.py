@@ -27,9 +27,9 @@ def arguments(model: Path, text: Path, output: Path) -> list[str]:
     ]
 
 
-def test_qat_beats_post_training_int8(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+def test_qat_beats_rounded_int8(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
     shared = [*arguments(tiny_llama, text_file, tmp_path), "own_text.tokens=512", "train.precision=fp32"]
-    rounded = compress.run(["+pipeline=int8", *shared])
+    rounded = compress.run(["+pipeline=int8", "quant@stages.quant=int8", *shared])
     trained = compress.run(
         ["+pipeline=qat_int8", *shared, "train.tokens=64000", "train.batch=16", "stages.quant.train.rate=1e-4"]
     )

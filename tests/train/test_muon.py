@@ -5,15 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
 import torch
 
 from compress.train.module import Distillation
 from compress.train.optimizer import make_optimizer
 from compress.train.settings import Training
 from tests.train.helpers import pair
-
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9 has no Muon")
 
 MUON = {"_target_": "torch.optim.Muon", "momentum": 0.95, "betas": [0.9, 0.95], "weight_decay": 0.0}
 

@@ -67,7 +67,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
         f"# {title(report)}",
         "## What was done\n\n" + done,
         "## What it cost\n\n" + table(form.HEADER[:-1], rows),
-        "\n".join(f"- {sentence}" for sentence in form.fractions(report)),
+        "\n".join(f"- {sentence}" for sentence in form.healing(report)),
         f"{report['protocol']} KL is to the original, in nats per token. Text: {report['text']['origin']}",
         "## How to load it\n\n```python\n" + loading(artifact) + "\n```",
         "## How to make it again\n\n```\n"

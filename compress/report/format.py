@@ -109,6 +109,21 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
+def fitted(report: Mapping[str, Any]) -> list[str]:
+    """One sentence for every stage that trained on the text's own tokens: what a perplexity says then, and what not."""
+    return [
+        f"{stage['name']} trained on the text's own tokens too (loss.ce={ce:g}): perplexity falls by fitting that kind "
+        "of text as well, so it is the KL that says how much of the original is left."
+        for stage in report["stages"]
+        if (ce := stage["fields"].get("loss", {}).get("ce"))
+    ]
+
+
+def healing(report: Mapping[str, Any]) -> list[str]:
+    """What healing won back, and how to read it."""
+    return [*fractions(report), *fitted(report)]
+
+
 def verdicts(report: Mapping[str, Any]) -> list[str]:
     """One sentence for every artifact, then one for every export that was left out."""
     sentences = []

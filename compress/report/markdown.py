@@ -23,7 +23,7 @@ def render(report: Mapping[str, Any]) -> str:
     model, final = report["model"], report["final"]
     parts = [f"# {report['pipeline']}: {model['name']}"]
     parts.append(table(form.HEADER, form.main_table(report)))
-    parts.append("\n".join(f"- {s}" for s in [*form.fractions(report), *form.speeds(report), *form.verdicts(report)]))
+    parts.append("\n".join(f"- {s}" for s in [*form.healing(report), *form.speeds(report), *form.verdicts(report)]))
     of_source = final["bytes_of_source_file"]
     parts.append(
         f"The artifact takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"

@@ -26,7 +26,7 @@ def show(report: Mapping[str, Any]) -> None:
     console.print()
     console.print(table)
     console.print()
-    for sentence in [*form.fractions(report), *form.speeds(report)]:
+    for sentence in [*form.healing(report), *form.speeds(report)]:
         console.print(sentence)
     well = [artifact["verified"] for artifact in report["artifacts"]] + [False] * len(report["left_out"])
     for verified, sentence in zip(well, form.verdicts(report), strict=True):

@@ -83,3 +83,11 @@ def test_two_healers_of_one_damage() -> None:
         "was given (0.000 -> 1.000 -> 0.500 -> 0.100)."
     )
     assert "heal itself added another 20% of what it was given" in sentences[3]
+
+
+def test_training_on_the_text_itself_is_told() -> None:
+    """A perplexity that fell by fitting the text must not be read as what was kept of the original."""
+    plain, labelled = chain(("kept", "distill", 0.2, 0.5), ("fitted", "distill", 0.2, 0.5))
+    plain["fields"], labelled["fields"] = {"loss": {"kl": 1.0, "ce": 0.0}}, {"loss": {"kl": 0.5, "ce": 0.5}}
+    (said,) = form.healing({"won_back": [], "stages": [plain, labelled]})
+    assert said.startswith("fitted trained on the text's own tokens too (loss.ce=0.5)")

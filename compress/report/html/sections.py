@@ -122,7 +122,7 @@ def stages(report: Mapping[str, Any]) -> str:
             *effort(report["stages"]),
         ),
         table("Figures after every stage", form.HEADER, form.main_table(report)),
-        bullets(sentence.replace("->", "→") for sentence in form.fractions(report)),
+        bullets(sentence.replace("->", "→") for sentence in form.healing(report)),
     )
 
 

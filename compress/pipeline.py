@@ -55,6 +55,7 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Everything, in order; returns the report."""
         from compress.export.manifest import write_manifests
+        from compress.export.source_file import measured_source_file
         from compress.report.card import write_cards
         from compress.report.write import write_reports
 
@@ -72,7 +73,8 @@ class Run:
         self._title("export", None)
         folder = self.output / "artifacts"
         artifacts = self.exports.deliver(current.checkpoint, folder, self.evaluator, self.threads)
-        report = self._report(current, artifacts)
+        source_file = measured_source_file(self.source, self.first.weights, artifacts, self.evaluator, self.threads)
+        report = self._report(current, artifacts, source_file)
         write_reports(report, self.output, self.config.report)
         write_cards(report)
         write_manifests([Path(artifact["path"]) for artifact in artifacts])
@@ -219,7 +221,9 @@ class Run:
         own = asdict(self.config.own_text)
         return content_key({"own": own, "original": self.original.key, **self.run_key})
 
-    def _report(self, current: Known, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _report(
+        self, current: Known, artifacts: list[dict[str, Any]], source_file: dict[str, Any] | None
+    ) -> dict[str, Any]:
         from compress.report.build import Facts, build_report
 
         behaviour = self.evaluator.behaviour(current.checkpoint, current.weights + current.sidecars)
@@ -235,6 +239,7 @@ class Run:
             stages=self.rows,
             behaviour=behaviour,
             artifacts=artifacts,
+            source_file=source_file,
             left_out=self.exports.left_out,
             output=self.output,
             seconds=time.monotonic() - self.begin,

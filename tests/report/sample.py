@@ -116,6 +116,14 @@ def full() -> dict[str, Any]:
         "won_back": [],
         "final": {**last, "bytes_of_bf16_original": 0.44, "bytes_of_source_file": 1.2, "ppl_ratio": 1.25},
         "left_out": {},
+        "source_file": {
+            "name": "the file it came in",
+            "runtime": "llama_cpp",
+            "bytes": 49_000_000,
+            "load_seconds": 0.2,
+            "speed": {"prefill_tokens_per_second": 900.0, "decode_tokens_per_second": 120.0},
+            "metrics": figures(0.01, 0.02, 49_000_000),
+        },
         "artifacts": [
             {
                 "name": "hf",

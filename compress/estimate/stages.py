@@ -13,7 +13,7 @@ from typing import Any
 from compress.data.windows import CALIBRATION_WINDOW
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format
-from compress.estimate.memory import GRADIENT, MASTER, loaded, training
+from compress.estimate.memory import GRADIENT, MASTER, Batch, layer_activations, loaded, training
 from compress.estimate.quantizing import mixed, post_training, qat
 from compress.estimate.work import (
     GRAMS_AT_A_TIME,
@@ -31,6 +31,10 @@ from compress.estimate.work import (
 )
 from compress.stage import ADAPTER, DENSE, QUANTIZED
 
+BATCH_TOKENS = 1024
+"""That go through a layer together: of compress.layerwise, which brings torch."""
+LOGIT_ROWS = 128
+"""Positions whose logits are in memory together: of compress.prune.text_loss."""
 Rule = Callable[[Any, Form, World], Effect]
 
 
@@ -40,8 +44,10 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
     after = replace(form, widths=stage.widths(form.config))
     n = stage.calibration_tokens
     passes = forward(form, n, CALIBRATION_WINDOW)
+    phases = []
     if getattr(stage.importance, "value", stage.importance) in ("taylor", "fisher"):
-        passes = 3 * passes + 3 * head(form, n)
+        work = 3 * passes + 3 * head(form, n)
+        phases.append(Phase("scoring, forward and back", _gates(form, n), form.bytes, work))
     gone = form.widths.layers - after.widths.layers
     if gone and getattr(stage.layer_importance, "value", stage.layer_importance) == "perplexity":
         # every candidate shares the stream up to the layer it lacks; the losses need the head
@@ -50,7 +56,21 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
         passes += gone * form.widths.layers * head(form, measured)
     walk = Phase("scoring", walk_terms(form), form.bytes, passes)
     cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
-    return Effect(after, (walk, cut))
+    return Effect(after, (walk, *phases, cut))
+
+
+def _gates(form: Form, tokens: int) -> dict[str, int]:
+    """Terms of gradients of gates: some windows' streams before every layer, one layer with its gradients."""
+    batch = Batch(BATCH_TOKENS // CALIBRATION_WINDOW, CALIBRATION_WINDOW, True)
+    h, m = form.widths.hidden, form.widths.mlp
+    return {
+        "embedded text": 2 * tokens * h,
+        "streams": 2 * batch.tokens * h * (form.widths.layers + 1),
+        "one layer, its gradients": 2 * layer_activations(form, batch),
+        "contributions": 3 * 4 * batch.tokens * m,
+        # 16 bits, and in 32 bits themselves, their softmax and their gradient; the gradient in 16 bits
+        "logits": (2 * 2 + 3 * 4) * LOGIT_ROWS * form.shape.vocab,
+    }
 
 
 def compensate(stage: Any, form: Form, world: World) -> Effect:

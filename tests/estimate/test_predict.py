@@ -183,9 +183,21 @@ def test_options_that_cost_time_cost_time(pipeline: str, option: str, stage: str
     assert seconds[1] > 1.02 * seconds[0], seconds
 
 
-def test_a_backward_pass_costs_time() -> None:
-    seconds = []
+def test_a_backward_pass_costs_time_and_memory() -> None:
+    rows = []
     for importance in ("activation", "taylor", "fisher"):
-        rows = predict(plan("+pipeline=prune_only", f"stages.prune.importance={importance}"), MACHINE)
-        seconds.append(next(row["seconds"] for row in rows if row["name"] == "prune"))
+        chain = plan("+pipeline=prune_only", f"stages.prune.importance={importance}", written=True)
+        predicted = predict(chain, MACHINE)
+        rows.append(next(row for row in predicted if row["name"] == "prune"))
+    seconds, peaks = ([row[what] for row in rows] for what in ("seconds", "peak_rss_bytes"))
     assert seconds[1] == seconds[2] > 1.5 * seconds[0], seconds
+    assert peaks[1] == peaks[2] > peaks[0], peaks
+
+
+def test_what_is_in_memory_together_is_what_scoring_takes() -> None:
+    """The estimate does without torch, so it has its own copy of these two numbers."""
+    from compress import layerwise
+    from compress.estimate import stages
+    from compress.prune import text_loss
+
+    assert (stages.BATCH_TOKENS, stages.LOGIT_ROWS) == (layerwise.BATCH_TOKENS, text_loss.CHUNK)

@@ -157,7 +157,7 @@ def test_amounts_of_stages_that_do_not_exist_yet_become_small() -> None:
 def test_nothing_of_the_given_config_is_changed() -> None:
     config = build(compose(["+pipeline=prune_distill"]))
     shrunk(config)
-    assert config.train.tokens == 45_000 and config.stages["distill"].train.length == 256
+    assert config.train.tokens == 30_000 and config.stages["distill"].train.length == 256
 
 
 def test_sizes_are_tried_from_small_to_whole() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,33 +39,20 @@ class Layers:
 
     @classmethod
     def of(cls, model: Any, windows: Tensor) -> Layers:
-        """Record what the model calls its layers with (the same for all windows of one length), and its embeddings.
-
-        The layers themselves are not run: one window goes through the model, the others stop at its first layer.
-        """
-        layers = list(model.get_submodule(adapter_for(model.config).modules.layers))
+        """Record what the model calls its layers with (the same for all windows of one length), and its embeddings."""
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        first: list[Tensor] = []
 
-        def record(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
-            if layer is layers[0]:
-                first.append(hidden)
-            if len(calls) == len(layers):
-                raise EnoughSeen
-            calls.append((rest, {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+        def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
 
+        layers = model.get_submodule(adapter_for(model.config).modules.layers)
         handles = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
         try:
-            for window in windows:
-                try:
-                    last_hidden(model, window[None].to(model.device))
-                except EnoughSeen:
-                    continue
+            last_hidden(model, windows[:1].to(model.device))
         finally:
             for handle in handles:
                 handle.remove()
-        return cls(model, calls, torch.cat(first))
+        return cls(model, calls, embedded(model, windows))
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
         """Layer `index` on some windows."""
@@ -78,6 +65,25 @@ class Layers:
 
 class EnoughSeen(Exception):  # noqa: N818 - no error: it ends a layer once what was wanted is known
     """Leaves a layer early."""
+
+
+def embedded(model: Any, windows: Tensor) -> Tensor:
+    """Hidden states before the first layer, [windows, length, width], of tokens [windows, length]; no layer is run."""
+    states: list[Tensor] = []
+
+    def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+        raise EnoughSeen
+
+    first = model.get_submodule(adapter_for(model.config).modules.layers)[0]
+    handle = first.register_forward_pre_hook(leave, with_kwargs=True)
+    try:
+        for window in windows:
+            with suppress(EnoughSeen):
+                last_hidden(model, window[None].to(model.device))
+    finally:
+        handle.remove()
+    return torch.cat(states)
 
 
 @contextmanager

@@ -39,32 +39,33 @@ Rule = Callable[[Any, Form, World], Effect]
 
 
 def prune(stage: Any, form: Form, world: World) -> Effect:
-    """One walk over the calibration text, then one cut tensor in memory at a time."""
+    """One walk over the calibration text for all that is scored, then one cut tensor in memory at a time."""
     del world
     after = replace(form, widths=stage.widths(form.config))
     n = stage.calibration_tokens
-    passes = forward(form, n, CALIBRATION_WINDOW)
+    walk = forward(form, n, CALIBRATION_WINDOW)
+    groups, layers = (getattr(value, "value", value) for value in (stage.importance, stage.layer_importance))
     phases = []
-    if getattr(stage.importance, "value", stage.importance) in ("taylor", "fisher"):
-        work = 3 * passes + 3 * head(form, n)
-        phases.append(Phase("scoring, forward and back", _gates(form, n), form.bytes, work))
+    if groups in ("taylor", "fisher"):
+        phases.append(Phase("scoring, forward and back", _gates(form), form.bytes, 3 * walk + 3 * head(form, n)))
+    elif groups in ("activation", "wanda") or layers in ("block_influence", "angular"):
+        phases.append(Phase("scoring", walk_terms(form), form.bytes, walk))
     gone = form.widths.layers - after.widths.layers
-    if gone and getattr(stage.layer_importance, "value", stage.layer_importance) == "perplexity":
+    if gone and layers == "perplexity":
         # every candidate shares the stream up to the layer it lacks; the losses need the head
         measured = min(n, stage.removal_tokens)
-        passes += gone * form.widths.layers / 2 * forward(form, measured, CALIBRATION_WINDOW)
+        passes = gone * form.widths.layers / 2 * forward(form, measured, CALIBRATION_WINDOW)
         passes += gone * form.widths.layers * head(form, measured)
-    walk = Phase("scoring", walk_terms(form), form.bytes, passes)
+        phases.append(Phase("removing layers one by one", walk_terms(form), form.bytes, passes))
     cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
-    return Effect(after, (walk, *phases, cut))
+    return Effect(after, (*phases, cut))
 
 
-def _gates(form: Form, tokens: int) -> dict[str, int]:
+def _gates(form: Form) -> dict[str, int]:
     """Terms of gradients of gates: some windows' streams before every layer, one layer with its gradients."""
     batch = Batch(BATCH_TOKENS // CALIBRATION_WINDOW, CALIBRATION_WINDOW, True)
     h, m = form.widths.hidden, form.widths.mlp
     return {
-        "embedded text": 2 * tokens * h,
         "streams": 2 * batch.tokens * h * (form.widths.layers + 1),
         "one layer, its gradients": 2 * layer_activations(form, batch),
         "contributions": 3 * 4 * batch.tokens * m,

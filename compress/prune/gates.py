@@ -24,15 +24,19 @@ import torch
 from torch import Tensor
 
 from compress.arch import Architecture
-from compress.layerwise import Layers, batches, watching
+from compress.calibrate import SINK_TOKENS
+from compress.layerwise import Layers, batches, embedded, watching
 from compress.prune.plan import Scores
+from compress.prune.statistics import Turning
 from compress.prune.text_loss import losses
 
 if TYPE_CHECKING:
     from compress.stage import Advance
 
 
-def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_token: bool, advance: Advance) -> Scores:
+def gate_scores(
+    model: Any, architecture: Architecture, windows: Tensor, per_token: bool, turning: Turning, advance: Advance
+) -> Scores:
     """Scores of every group inside the layers, and of the residual channels.
 
     Args:
@@ -40,6 +44,7 @@ def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_tok
         architecture: its family.
         windows: tokens [n, length].
         per_token: a factor for every token (fisher), not one for the window (taylor).
+        turning: sees the streams go by: what layers are scored by needs no pass of its own.
         advance: called with the windows that are done.
     """
 
@@ -50,16 +55,17 @@ def gate_scores(model: Any, architecture: Architecture, windows: Tensor, per_tok
 
     shape, modules = architecture.shape(model.config), architecture.modules
     model.requires_grad_(False)
-    layers = Layers.of(model, windows)
+    layers = Layers.of(model, windows[:1])
     final = model.get_submodule(modules.final_norm)
     mlp = torch.zeros(shape.layers, shape.mlp)
     heads, queries = torch.zeros(shape.layers, shape.kv_heads), torch.zeros(shape.layers, shape.heads)
     hidden = torch.zeros(shape.hidden)
-    for ids, embedded in zip(batches(windows), batches(layers.embedded), strict=True):
-        streams = [embedded]
+    for ids in batches(windows):
+        streams = [embedded(model, ids)]
         with torch.no_grad():
             for layer in range(shape.layers):
                 streams.append(layers.run(layer, streams[-1]))
+                turning.add(layer, *(stream[:, SINK_TOKENS:] for stream in streams[-2:]))
         gradient, channels = _last(model, final, streams.pop(), ids)
         for layer in reversed(range(shape.layers)):
             places = [modules.neurons(layer), modules.head_outputs(layer)]

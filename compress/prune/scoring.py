@@ -15,10 +15,14 @@ from compress.prune.gates import gate_scores
 from compress.prune.importance import group_squares, random
 from compress.prune.plan import Scores
 from compress.prune.removal import greedy_removal, rounds
-from compress.prune.statistics import Statistics, collect
+from compress.prune.statistics import Statistics, Turning, collect
 
 if TYPE_CHECKING:
     from compress.stage import Progress
+
+
+FORWARD = (Importance.activation, Importance.wanda)
+GRADIENTS = (Importance.taylor, Importance.fisher)
 
 
 @dataclass(frozen=True)
@@ -61,36 +65,27 @@ def score(
     """
     shape = architecture.shape(model.config)
     remove = shape.layers - widths.layers
-    forward = criteria.groups in (Importance.activation, Importance.wanda) or criteria.layers in (
-        LayerImportance.block_influence,
-        LayerImportance.angular,
-    )
-    statistics = None
-    if forward:
-        with progress.bar("scoring", len(windows)) as advance:
-            statistics = collect(model, architecture, windows, max(1, remove), advance)
-    groups = _groups(model, architecture, windows, statistics, criteria, progress)
-    layers = _layers(model, architecture, windows, statistics, (remove, criteria), progress)
-    return Scored(replace(groups, layers=layers), statistics.influence() if statistics else None)
-
-
-def _groups(
-    model: Any,
-    architecture: Architecture,
-    windows: Tensor,
-    statistics: Statistics | None,
-    criteria: Criteria,
-    progress: Progress,
-) -> Scores:
-    shape = architecture.shape(model.config)
-    if criteria.groups in (Importance.taylor, Importance.fisher):
-        per_token = criteria.groups is Importance.fisher
+    turning = Turning(shape.layers, max(1, remove))
+    looks = criteria.layers in (LayerImportance.block_influence, LayerImportance.angular)
+    if criteria.groups in GRADIENTS:
         with progress.bar("scoring, forward and back", len(windows)) as advance:
-            return gate_scores(model, architecture, windows, per_token, advance)
+            per_token = criteria.groups is Importance.fisher
+            groups = gate_scores(model, architecture, windows, per_token, turning, advance)
+    elif looks or criteria.groups in FORWARD:
+        with progress.bar("scoring", len(windows)) as advance:
+            statistics = collect(model, architecture, windows, turning, advance)
+        groups = _groups(model, architecture, statistics, criteria)
+    else:
+        groups = _groups(model, architecture, None, criteria)
+    layers = _layers(model, architecture, windows, turning, (remove, criteria), progress)
+    return Scored(replace(groups, layers=layers), turning.influence() if turning.windows else None)
+
+
+def _groups(model: Any, architecture: Architecture, statistics: Statistics | None, criteria: Criteria) -> Scores:
     if criteria.groups is Importance.magnitude:
         return magnitude_scores(model, architecture)
     if criteria.groups is Importance.random:
-        return random_scores(shape, criteria.seed)
+        return random_scores(architecture.shape(model.config), criteria.seed)
     assert statistics is not None
     if criteria.groups is Importance.wanda:
         return statistics.wanda(model, architecture)
@@ -101,7 +96,7 @@ def _layers(
     model: Any,
     architecture: Architecture,
     windows: Tensor,
-    statistics: Statistics | None,
+    turning: Turning,
     asked: tuple[int, Criteria],
     progress: Progress,
 ) -> Tensor:
@@ -113,10 +108,9 @@ def _layers(
         few = windows[: max(1, criteria.removal_tokens // windows.shape[1])]
         with progress.bar("removing layers one by one", rounds(layers, remove)) as advance:
             return greedy_removal(model, architecture, few, remove, advance)
-    assert statistics is not None
     if criteria.layers is LayerImportance.angular:
-        return statistics.angular() if remove else torch.ones(layers)
-    return statistics.influence()
+        return turning.angular() if remove else torch.ones(layers)
+    return turning.influence()
 
 
 def magnitude_scores(model: Any, architecture: Architecture) -> Scores:

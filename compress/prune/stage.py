@@ -58,7 +58,7 @@ class Prune:
     """Of these, the tokens that layer_importance=perplexity measures every candidate on."""
 
     kind: ClassVar[str] = "prune"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({PRUNED})
     takes: ClassVar[frozenset[str]] = frozenset()

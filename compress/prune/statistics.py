@@ -37,27 +37,47 @@ class Moments:
 
 
 @dataclass
+class Turning:
+    """How far every layer, and every block of neighbours, turns the residual stream: sums over the text."""
+
+    layers: int
+    block: int = 1
+    """Layers in the blocks whose angular distance is taken."""
+    cosines: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    angles: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
+    windows: int = 0
+    _streams: list[Tensor] = field(default_factory=list)
+
+    def add(self, layer: int, before: Tensor, after: Tensor) -> None:
+        """Take in the stream [windows, length, width] before and after a layer: of the same windows, layer by layer."""
+        if layer == 0:
+            self._streams.clear()
+            self.windows += len(before)
+        self._streams.append(before)
+        self.cosines[layer] += float(_cosine(before, after).mean(1).sum())
+        start = layer - self.block + 1
+        if start >= 0:
+            cosine = _cosine(self._streams[start], after).clamp(-1, 1)
+            self.angles[start] += float(cosine.arccos().mean(1).sum()) / pi
+
+    def influence(self) -> Tensor:
+        """Block Influence of every layer."""
+        return block_influence(torch.tensor([self.cosines[layer] / self.windows for layer in range(self.layers)]))
+
+    def angular(self) -> Tensor:
+        """Scores under which the best block of layers goes."""
+        starts = range(self.layers - self.block + 1)
+        return contiguous(torch.tensor([self.angles[start] / self.windows for start in starts]), self.block)
+
+
+@dataclass
 class Statistics:
     """Sums over the text; every window adds to them."""
 
     shape: Shape
-    block: int = 1
-    """Layers in the blocks whose angular distance is taken."""
     neurons: defaultdict[int, Moments] = field(default_factory=lambda: defaultdict(Moments))
     heads: defaultdict[int, Moments] = field(default_factory=lambda: defaultdict(Moments))
     norms: defaultdict[str, Moments] = field(default_factory=lambda: defaultdict(Moments))
-    cosines: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
-    angles: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
-    windows: int = 0
-
-    def influence(self) -> Tensor:
-        """Block Influence of every layer."""
-        return block_influence(torch.tensor([self.cosines[layer] / self.windows for layer in range(self.shape.layers)]))
-
-    def angular(self) -> Tensor:
-        """Scores under which the best block of layers goes."""
-        starts = range(self.shape.layers - self.block + 1)
-        return contiguous(torch.tensor([self.angles[start] / self.windows for start in starts]), self.block)
 
     def activation(self) -> Scores:
         """Activation importance of every group inside the layers, and of the residual channels."""
@@ -99,28 +119,27 @@ class Statistics:
         )
 
 
-def collect(model: Any, architecture: Architecture, windows: Tensor, block: int, advance: Advance) -> Statistics:
+def collect(model: Any, architecture: Architecture, windows: Tensor, turning: Turning, advance: Advance) -> Statistics:
     """One pass over `windows` [n, length] for all criteria that need no gradient.
 
     Args:
         model: causal language model.
         architecture: its family.
         windows: tokens.
-        block: layers in the blocks whose angular distance is taken.
+        turning: sees the residual stream go by.
         advance: called with 1 after each window.
     """
-    found = Statistics(architecture.shape(model.config), block)
+    shape = architecture.shape(model.config)
+    found = Statistics(shape)
     modules = architecture.modules
     observers: dict[str, Observer] = {}
-    streams: list[Tensor] = []
-    for layer in range(found.shape.layers):
+    for layer in range(shape.layers):
         observers[modules.neurons(layer)] = _adds_input(found.neurons[layer])
         observers[modules.head_outputs(layer)] = _adds_input(found.heads[layer])
-        observers[modules.layer(layer)] = _adds_turning(found, layer, streams)
+        observers[modules.layer(layer)] = _adds_turning(turning, layer)
         for path in modules.norms(layer):
             observers[path] = _adds_output(found.norms[path])
     walk(model, windows, observers, advance)
-    found.windows = len(windows)
     return found
 
 
@@ -132,20 +151,8 @@ def _adds_output(moments: Moments) -> Observer:
     return lambda _, normed: moments.add(normed)
 
 
-def _adds_turning(found: Statistics, layer: int, streams: list[Tensor]) -> Observer:
-    """How far one layer, and the block that ends with it, turn the stream."""
-
-    def observer(before: Tensor, after: Tensor) -> None:
-        if layer == 0:
-            streams.clear()
-        streams.append(before)
-        found.cosines[layer] += float(_cosine(before, after).mean())
-        start = layer - found.block + 1
-        if start >= 0:
-            cosine = _cosine(streams[start], after).clamp(-1, 1)
-            found.angles[start] += float(cosine.arccos().mean()) / pi
-
-    return observer
+def _adds_turning(turning: Turning, layer: int) -> Observer:
+    return lambda before, after: turning.add(layer, before, after)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -76,6 +76,14 @@ def test_taylor_and_fisher_are_gradients_of_gates(family: str, criterion: str) -
         torch.testing.assert_close(getattr(found, kind), samples.square().mean(0).sqrt(), rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("layers", ["block_influence", "angular"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_scored_on_the_pass_of_the_gates(family: str, layers: str) -> None:
+    _, model = tiny(family)
+    alone, along = scores(model, "magnitude", layers, 2), scores(model, "fisher", layers, 2)
+    torch.testing.assert_close(along.layers, alone.layers, rtol=1e-4, atol=1e-5)
+
+
 def inputs_and_outputs(model: Any, path: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Of one module, all windows at once, without the first positions."""
     seen = []

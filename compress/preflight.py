@@ -162,14 +162,17 @@ def _small(config: Config, subject: Subject, root: Path) -> Config:
 
 
 def relative(stage: Any, config: Any) -> Any:
-    """A stage whose budget of bytes is said as the fraction of the model's parameters that it comes to."""
+    """A stage whose goal in bytes or in time is said as the fraction of the model's parameters that it comes to.
+
+    A small twin is not faster in proportion.
+    """
     if getattr(stage, "prune", None) is not None:
         return replace(stage, prune=relative(stage.prune, config))
-    if getattr(stage, "bytes", None) is None:
+    if getattr(stage, "bytes", None) is None and getattr(stage, "latency", None) is None:
         return stage
     architecture = adapter_for(config)
     kept = architecture.non_embedding_parameters(config, stage.widths(config))
-    return replace(stage, bytes=None, keep=kept / architecture.non_embedding_parameters(config))
+    return replace(stage, bytes=None, latency=None, keep=kept / architecture.non_embedding_parameters(config))
 
 
 def shrunk(value: Any) -> Any:

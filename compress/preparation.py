@@ -121,7 +121,9 @@ def check_text(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpoint) -
                 continue
             length = readable(getattr(getattr(part, "calibration", None), "length", CALIBRATION_WINDOW), teacher.config)
             setting = f"the calibration window of stage {name!r}"
-            joined_windows(corpus.calibration, tokenizer, length=length, tokens=1, setting=setting, text="calibration")
+            divide = getattr(stage, "divide", lambda documents: (documents,))
+            for documents in divide(corpus.calibration):
+                joined_windows(documents, tokenizer, length=length, tokens=1, setting=setting, text="calibration")
 
 
 def check_validation(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpoint, measured: int) -> None:

@@ -110,7 +110,8 @@ def main() -> None:
 
     def step(ids: torch.Tensor) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = module.training_step({"ids": ids, "lengths": lengths, "share": torch.ones(())}, 0)
+            batch = {"ids": ids, "lengths": lengths, "rows": torch.arange(given.batch), "share": torch.ones(())}
+            loss = module.training_step(batch, 0)
         loss.backward()
         module.configure_gradient_clipping(optimizer, settings.clip)
         optimizer.step()

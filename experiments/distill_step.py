@@ -130,7 +130,13 @@ def ours(given: argparse.Namespace) -> None:
     ids = windows(given, student.config.vocab_size).int()
     text = Windows(ids, torch.full((len(ids),), given.length, dtype=torch.int32))
     settings = Training(
-        length=given.length, batch=given.batch, rate=RATE, checkpoint_seconds=0, tokens=ids.numel(), warmup=0.0
+        length=given.length,
+        batch=given.batch,
+        rate=RATE,
+        checkpoint_seconds=0,
+        tokens=ids.numel(),
+        warmup=0.0,
+        activation_checkpointing=given.checkpointing,
     )
     with tempfile.TemporaryDirectory() as scratch:
         nothing: Any = None

@@ -34,7 +34,8 @@ class Distill:
     """Trains the layers of the student to give the teacher's distribution (Minitron, arXiv 2407.14679, sec. 4)."""
 
     embeddings: bool = False
-    """Train embedding and head too. Left as they are, a step is a tenth faster, and pruning has not touched them."""
+    """Train embedding and head too. Left as they are, a step is a tenth faster, and only a cut of residual channels
+    (stages.prune.hidden) has touched them."""
     teacher_store: TeacherStore = TeacherStore.none
     """none: the teacher computes along; topk, sampled: from a store written once for all students of a sweep."""
     teacher_k: int = 64

@@ -13,8 +13,10 @@ from torch import Tensor
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint
 from compress.data.windows import joined_windows, readable
+from compress.errors import UserError
 from compress.losses.terms import comparable
 from compress.prune.nested import drop_weights, hand_over, run_inside
+from compress.prune.search import divided, none_left
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
 from compress.train.module import head_weight, last_hidden
@@ -23,28 +25,34 @@ if TYPE_CHECKING:
     from compress.prune.search import PruneSearch
 
 WINDOW = 256
-JUDGING = 4
-"""One document of so many of the calibration text judges the candidates."""
 
 
 def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) -> tuple[Checkpoint, Metrics]:
     """Judge every candidate; what compensation left of the best one is the result."""
     possible, refused = settings.possible(checkpoint.config)
-    context, judging = divided(context)
+    fitted, judging = divided(context.corpus.calibration)
+    context = replace(context, corpus=replace(context.corpus, calibration=fitted))
     windows = judging_windows(context, judging, settings.judge_tokens)
     rows: list[dict[str, Any]] = []
     best: tuple[Checkpoint, Metrics] | None = None
     for name, (stage, _) in possible.items():
         context.progress.say(f"candidate {name}")
         candidate = Candidate(name, stage, settings, windows)
-        result = run_inside(f"{name}-judged", candidate.judge, checkpoint, context, context.seed)
+        try:
+            result = run_inside(f"{name}-judged", candidate.judge, checkpoint, context, context.seed)
+        except UserError as error:
+            # a time per token is known only once it has been measured
+            refused[name] = error.problem
+            context.progress.say(f"not possible: {error.problem}")
+            continue
         beaten = result[0]
         if best is None or comparable(result[1]["row"]["kl_healed"]) < comparable(best[1]["row"]["kl_healed"]):
             best, beaten = result, best[0] if best else None
         if beaten is not None:
             drop_weights(beaten.folder)
         rows.append(result[1]["row"])
-    assert best is not None, "check() lets no search start that has no candidate"
+    if best is None:
+        raise none_left(refused)
     chosen = best[1]["row"]["name"]
     found = {"candidates": rows, "chosen": chosen, "refused": refused, "judged_on": int(windows.numel())}
     return hand_over(best[0], context), best[1]["cut"] | found
@@ -85,19 +93,6 @@ class Candidate:
             "seconds": time.monotonic() - begin,
         }
         return hand_over(current, context), {"row": row, "cut": metrics}
-
-
-def divided(context: Context) -> tuple[Context, tuple[str, ...]]:
-    """The context without the last documents of its calibration text, and these: nothing is fitted on what judges.
-
-    A text of one document is not divided.
-    """
-    documents = context.corpus.calibration
-    apart = len(documents) // JUDGING or min(1, len(documents) - 1)
-    if not apart:
-        return context, documents
-    corpus = replace(context.corpus, calibration=documents[:-apart])
-    return replace(context, corpus=corpus), documents[-apart:]
 
 
 def judging_windows(context: Context, documents: tuple[str, ...], tokens: int) -> Tensor:

@@ -17,6 +17,10 @@ from compress.stage import Context, Metrics
 if TYPE_CHECKING:
     from compress.arch import Widths
     from compress.checkpoint import Checkpoint
+    from compress.errors import UserError
+
+
+Documents = tuple[str, ...]
 
 
 def usual_shares() -> dict[str, dict[str, float]]:
@@ -28,6 +32,10 @@ def usual_shares() -> dict[str, dict[str, float]]:
         "half_each": {"layers": 0.5, "mlp": 0.5},
         "residual_too": {"hidden": 0.5, "mlp": 0.5},
     }
+
+
+JUDGING = 4
+"""One document of so many of the calibration text judges the candidates."""
 
 
 @dataclass
@@ -88,15 +96,33 @@ class PruneSearch(CutAndHeal):
 
     def check(self, config: Any) -> None:
         """Refuse a budget that no candidate meets."""
-        from compress.errors import UserError
-
         possible, refused = self.possible(config)
         if not possible:
-            told = "; ".join(f"{name}: {why}" for name, why in refused.items())
-            raise UserError(f"no candidate meets the budget ({told}).", "Give another keep, or other candidates.")
+            raise none_left(refused)
+
+    def divide(self, documents: Documents) -> tuple[Documents, Documents]:
+        """As `divided`: both parts must give a window."""
+        return divided(documents)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Try them all."""
         from compress.prune.contest import run_search
 
         return run_search(checkpoint, self, context)
+
+
+def divided(documents: Documents) -> tuple[Documents, Documents]:
+    """The calibration text without its last documents, and these: nothing is fitted on what judges.
+
+    A text of one document is both.
+    """
+    apart = len(documents) // JUDGING or min(1, len(documents) - 1)
+    return (documents[:-apart], documents[-apart:]) if apart else (documents, documents)
+
+
+def none_left(refused: dict[str, str]) -> UserError:
+    """What to say when no candidate meets the budget; `refused` says of each why."""
+    from compress.errors import UserError
+
+    told = "; ".join(f"{name}: {why}" for name, why in refused.items())
+    return UserError(f"no candidate meets the budget ({told}).", "Give another keep, or other candidates.")

@@ -71,7 +71,8 @@ def between(config: Any, goal: Widths, steps: int) -> list[Widths]:
     from compress.errors import UserError
 
     architecture = adapter_for(config)
-    full = architecture.shape(config).widths
+    shape = architecture.shape(config)
+    full = shape.widths
 
     def at(step: int, most: int) -> Widths:
         sizes = {}
@@ -82,7 +83,11 @@ def between(config: Any, goal: Widths, steps: int) -> list[Widths]:
             while unit > 1 and start - end < steps * unit:
                 unit //= 2
             sizes[kind] = unit * round((start + (end - start) * step / steps) / unit)
-        return replace(full, **sizes)
+        widths = replace(full, **sizes)
+        if shape.hidden_by_heads and goal.hidden < full.hidden:
+            unit = widths.all_query_heads
+            widths = replace(widths, hidden=unit * round(widths.hidden / unit))
+        return widths
 
     found = [full]
     for step in range(1, steps + 1):

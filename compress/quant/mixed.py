@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Optional
 
@@ -35,8 +36,8 @@ class Mixed(PostTraining):
         if not self.candidates:
             raise UserError("quant.candidates is empty.", f"Give grids to choose from, such as [{', '.join(DEFAULT)}].")
         for name, value in (("bits", self.bits), ("megabytes", self.megabytes)):
-            if value is not None and not value > 0:
-                raise UserError(f"quant.{name}={value} must be above zero.")
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"quant.{name}={value} must be above zero, and a number.")
         if self.scaling is not Scaling.none:
             raise UserError(
                 f"quant.scaling={self.scaling.value} is not for mixed grids: what a tensor loses is measured before.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
@@ -83,14 +84,13 @@ class CalibrationSettings:
             raise UserError(
                 f"calibration.tokens={self.tokens} must be at least 1, calibration.length={self.length} at least 8."
             )
-        if not self.damping > 0:
-            raise UserError(f"calibration.damping={self.damping} must be above zero.")
-        if not self.ridge > 0:
-            raise UserError(f"calibration.ridge={self.ridge} must be above zero.")
+        for name, value in (("damping", self.damping), ("ridge", self.ridge)):
+            if not 0 < value < math.inf:
+                raise UserError(f"calibration.{name}={value} must be above zero, and a number.")
         if not 0 <= self.absorb <= 1:
             raise UserError(f"calibration.absorb={self.absorb} is a fraction: from 0 to 1.")
-        if self.rounds < 0 or self.first_token < 0 or self.per_column < 0:
-            raise UserError("calibration.rounds, .first_token and .per_column must not be negative.")
+        if self.rounds < 0 or self.per_column < 0 or not 0 <= self.first_token < math.inf:
+            raise UserError("calibration.rounds, .first_token and .per_column must not be negative, nor infinite.")
 
     def enough(self, widest: int) -> int:
         """How many of the tokens are walked, where the widest layer has so many inputs."""

@@ -115,7 +115,7 @@ def fitted(report: Mapping[str, Any]) -> list[str]:
         f"{stage['name']} trained on the text's own tokens too (loss.ce={ce:g}): perplexity falls by fitting that kind "
         "of text as well, so it is the KL that says how much of the original is left."
         for stage in report["stages"]
-        if (ce := stage["fields"].get("loss", {}).get("ce"))
+        if (ce := (stage["fields"].get("heal") or stage["fields"]).get("loss", {}).get("ce"))
     ]
 
 

@@ -156,6 +156,8 @@ def test_a_folder_says_its_type(tmp_path: Path) -> None:
         (["+pipeline=mixed", "stages.quant.candidates=[q4_0,foo]"], "no grid 'foo'"),
         (["+pipeline=mixed", "stages.quant.bits=0.1"], "too little"),
         (["+pipeline=mixed", "stages.quant.megabytes=0.01"], "too little"),
+        (["+pipeline=mixed", "stages.quant.bits=inf"], "and a number"),
+        (["+pipeline=nf4_gptq", "stages.quant.calibration.damping=inf"], "and a number"),
         (["+pipeline=qat_int8", "stages.quant.grid=nf4"], "for grid=int8"),
     ],
 )

@@ -123,6 +123,14 @@ def test_a_budget_of_bytes_is_tried_on_a_small_twin(tmp_path: Path, cache: Path)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == LAYERS
 
 
+def test_a_latency_is_not_measured_on_a_twin(tmp_path: Path, cache: Path) -> None:
+    """Most of a small twin's time is its head: half the time per token could not be reached."""
+    read = subject_of(HuggingFaceModel(str(big(tmp_path / "model")))).config
+    config = build(compose(["+pipeline=prune_search", "stages.prune.prune.latency=0.5"]))
+    asked = relative(config.stages["prune"], read).prune
+    assert asked.latency is None and 0.3 < asked.keep < 0.7
+
+
 @pytest.mark.parametrize("size", [576, 1536, 8192, 28672, 4864, 100, 151, 1000])
 @pytest.mark.parametrize("most", [64, 512, 1024])
 def test_a_narrow_twin_divides_as_the_model_does(size: int, most: int) -> None:

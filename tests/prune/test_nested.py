@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from compress.prune.nested import run_inside
 from compress.prune.search import PruneSearch
 from compress.prune.stage import Compensate, Prune
 from compress.prune.steps import PruneInSteps, between
-from compress.stage import DENSE
+from compress.stage import DENSE, Context
 from tests.models import save, tiny
 from tests.pipelines.helpers import tiny_run
 from tests.prune.test_plan import SHAPE, SMOL
@@ -170,15 +170,52 @@ def test_a_teacher_of_another_shape_cannot_compensate(
 
 @pytest.mark.parametrize(("count", "apart"), [(1, 0), (2, 1), (3, 1), (12, 3)])
 def test_nothing_is_fitted_on_what_judges(count: int, apart: int) -> None:
-    from compress.data import Corpus
-    from compress.prune.contest import divided
-
-    @dataclass
-    class Holder:
-        corpus: Corpus
+    from compress.prune.search import divided
 
     documents = tuple(f"document {number}" for number in range(count))
-    holder: Any = Holder(Corpus("text", (), documents, (), ""))
-    context, judging = divided(holder)
+    fitted, judging = divided(documents)
     assert judging == (documents[-apart:] if apart else documents)
-    assert context.corpus.calibration + judging == documents or not apart
+    assert fitted + judging == documents or not apart
+
+
+def test_residual_channels_go_in_steps_that_the_family_can_state() -> None:
+    """A Llama's residual width is a multiple of its query heads, in between too."""
+    goal = replace(SHAPE.widths, hidden=504)
+    path = between(SMOL, goal, 3)
+    assert path[-1] == goal and len(path) == 3
+    assert all(widths.hidden % widths.all_query_heads == 0 for widths in path)
+
+
+def test_a_candidate_that_cannot_reach_its_goal_does_not_end_the_search(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A latency is measured when a candidate is cut: what parameters promised may not come true."""
+    run = Prune.run
+
+    def slow(stage: Any, checkpoint: Checkpoint, context: Context) -> Any:
+        if stage.share.get("mlp") == 1.0:
+            raise UserError("latency=0.5 cannot be reached: the nearest model takes 0.90", "")
+        return run(stage, checkpoint, context)
+
+    monkeypatch.setattr(Prune, "run", slow)
+    more = ["stages.prune.prune.keep=0.7", *SKIPPED]
+    report = compress.run(tiny_run("prune_search", model, text_file, tmp_path / "out", *more))
+    details = report["stages"][0]["details"]
+    assert "cannot be reached" in details["refused"]["width"] and details["candidates"]
+    monkeypatch.setattr(Prune, "run", lambda *_: (_ for _ in ()).throw(UserError("none can", "")))
+    with pytest.raises(UserError, match=r"no candidate meets the budget \(.*none can"):
+        compress.run(tiny_run("prune_search", model, text_file, tmp_path / "again", "seed=2", *more))
+
+
+def test_the_text_that_judges_is_looked_at_before_the_work(model: Path, tmp_path: Path, cache: Path) -> None:
+    from compress import preparation
+    from compress.data import Corpus
+
+    documents = tuple("a long text of many words " * 400 for _ in range(4))
+    stages = {"prune": PruneSearch(Prune(), Compensate(), Distill())}
+    checkpoint = Checkpoint(model, frozenset({DENSE}), "m")
+    corpus = Corpus("text", documents, documents, documents, "")
+    preparation.check_text(stages, corpus, checkpoint)
+    short = replace(corpus, calibration=(*documents[:3], "too short"))
+    with pytest.raises(UserError, match="too short"):
+        preparation.check_text(stages, short, checkpoint)

@@ -87,7 +87,11 @@ def test_two_healers_of_one_damage() -> None:
 
 def test_training_on_the_text_itself_is_told() -> None:
     """A perplexity that fell by fitting the text must not be read as what was kept of the original."""
-    plain, labelled = chain(("kept", "distill", 0.2, 0.5), ("fitted", "distill", 0.2, 0.5))
+    names = ("kept", "fitted", "steps")
+    plain, labelled, inside = chain(*((name, "distill", 0.2, 0.5) for name in names))
     plain["fields"], labelled["fields"] = {"loss": {"kl": 1.0, "ce": 0.0}}, {"loss": {"kl": 0.5, "ce": 0.5}}
-    (said,) = form.healing({"won_back": [], "stages": [plain, labelled]})
-    assert said.startswith("fitted trained on the text's own tokens too (loss.ce=0.5)")
+    inside["fields"] = {"steps": 2, "heal": labelled["fields"]}
+    said = form.healing({"won_back": [], "stages": [plain, labelled, inside]})
+    assert len(said) == 2
+    for name, sentence in zip(names[1:], said, strict=True):
+        assert sentence.startswith(f"{name} trained on the text's own tokens too (loss.ce=0.5)")

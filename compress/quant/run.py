@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -21,7 +22,7 @@ from compress.quant.solve import Calibration, Solved
 from compress.quant.stage import Activations, OneGrid, PostTraining, Scaling
 from compress.runtime.encoded import INPUT_ABSMAX
 from compress.runtime.loading import load_model
-from compress.stage import NF4_WEIGHTS, Context, Metrics
+from compress.stage import NF4_WEIGHTS, Advance, Context, Metrics, Progress
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -116,7 +117,8 @@ def solve_layers(
         with context.progress.bar("calibrating embedding and head", len(outer)) as advance:
             put_outer_on_grids(student, outer, windows, calibration_of(stage), found, advance)
     with context.progress.bar("calibrating", layers) as advance:
-        start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, advance)
+        done = layer_by_layer(errors, plain, context.progress, advance)
+        start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, done)
     if stage.scaling is not Scaling.none:
         start.folded, start.weight_errors = folded(student, checkpoint, start), moved
     if errors:
@@ -127,6 +129,30 @@ def solve_layers(
         )
     start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
     return start
+
+
+def layer_by_layer(
+    errors: Mapping[str, float], plain: Mapping[str, float], progress: Progress, advance: Advance
+) -> Advance:
+    """An `advance` that says of every layer that is done what it loses, and what rounding to nearest would have lost.
+
+    Both map paths of linear layers to the error of their outputs, as a fraction of its energy, and grow as layers are
+    done.
+    """
+    told, layer = set(errors), itertools.count()
+
+    def done(units: float) -> None:
+        advance(units)
+        number, new = next(layer), errors.keys() - told
+        told.update(new)
+        if new:
+            worst = max(new, key=errors.__getitem__)
+            progress.say(
+                f"layer {number}: error {fmean(errors[path] for path in new):.2%}, rounded to nearest "
+                f"{fmean(plain[path] for path in new):.2%}; most in {worst.rpartition('.')[2]} ({errors[worst]:.2%})"
+            )
+
+    return done
 
 
 def with_range(encoded: Encoded, largest: float | None) -> Encoded:

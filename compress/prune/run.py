@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from compress.arch import Widths, adapter_for
 from compress.calibrate import calibration_windows
 from compress.checkpoint import PLAN, Checkpoint, write_config
@@ -63,14 +65,15 @@ def widths_for_latency(checkpoint: Checkpoint, settings: Prune, context: Context
 
 
 def cut(checkpoint: Checkpoint, plan: Plan, context: Context) -> Checkpoint:
-    """Apply a plan tensor by tensor; the model is not loaded."""
-    architecture = adapter_for(checkpoint.config)
+    """Apply a plan tensor by tensor, in the type that the config names: the model is not loaded."""
+    architecture, dtype = adapter_for(checkpoint.config), getattr(torch, checkpoint.dtype_name)
     writer = TensorWriter(context.folder, checkpoint.shards)
     with context.progress.bar("cutting", len(checkpoint.shards)) as advance:
         for name, tensor in checkpoint.tensors():
             kept = prune_tensor(name, tensor, plan, architecture, checkpoint.config)
             if kept is not None:
-                writer.add(*kept)
+                path, value = kept
+                writer.add(path, value.to(dtype) if value.is_floating_point() else value)
             advance(1)
     writer.close()
     checkpoint.copy_sidecars(context.folder)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from compress.arch import adapter_for
+from compress.checkpoint import Checkpoint
 from compress.errors import UserError
 from compress.prune.plan import prefix
+from compress.prune.run import cut
 from compress.prune.size import dense_bytes
 from compress.prune.stage import Prune
 from compress.prune.surgery import pruned_model
+from compress.stage import DENSE, Context, Quiet
 from tests.models import tiny
 
 
@@ -33,6 +38,25 @@ def test_the_file_is_no_larger_and_not_much_smaller(name: str, dtype: torch.dtyp
     pruned.save_pretrained(tmp_path / "pruned")
     assert 0.94 * asked < (tmp_path / "pruned" / "model.safetensors").stat().st_size <= asked
     assert isinstance(pruned, AutoModelForCausalLM._model_mapping[type(model.config)])
+
+
+def test_weights_stored_wider_than_the_config_says_do_not_count_double(tmp_path: Path) -> None:
+    _, model = tiny("llama")
+    model.config.dtype = torch.float32
+    model.save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}), "m")
+    shape = adapter_for(checkpoint.config).shape(checkpoint.config)
+    asked = int(0.8 * dense_bytes(checkpoint.config, shape.widths))
+    plan = prefix(shape, Prune(bytes=asked).widths(checkpoint.config))
+    (tmp_path / "cut").mkdir()
+    nothing: Any = None
+    context = Context(tmp_path / "cut", tmp_path, checkpoint, None, nothing, nothing, nothing, Quiet())
+    pruned = cut(checkpoint, plan, context)
+    assert sum(file.stat().st_size for file in pruned.folder.glob("*.safetensors")) <= asked
+    assert AutoModelForCausalLM.from_pretrained(pruned.folder).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ SOURCES = {
     "decode": "every weight is read once a token (roofline: Williams et al., doi 10.1145/1498765.1498785)",
 }
 
+PREDICTED = ("bytes", "peak_rss_bytes", "gpu_bytes", "seconds")
+"""What a run keeps of a stage's estimate: what it then measures, and what `check_memory` looks at."""
+
 
 def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
     """The estimate of a built config. Reads config.json and, where there is one, tokenizer.json; loads nothing.
@@ -85,7 +88,7 @@ def plan_of(config: Config, subject: Subject, teacher: Subject, own_written: boo
 
 
 def predicted_rows(config: Config, folders: tuple[Path, Path], store: Store, own_written: bool) -> dict[str, Any]:
-    """For a run: stage name -> predicted bytes, peak memory and seconds, with this machine measured by torch.
+    """For a run: stage name -> its figures of `PREDICTED`, with this machine measured by torch.
 
     Args:
         config: of the run.
@@ -96,7 +99,7 @@ def predicted_rows(config: Config, folders: tuple[Path, Path], store: Store, own
     known = machine(store, config.threads or available_threads(), measure=True)
     first, original = (subject_in(folder, folder.name) for folder in folders)
     rows = predict(plan_of(config, first, original, own_written), known)
-    return {row["name"]: {key: row[key] for key in ("bytes", "peak_rss_bytes", "seconds")} for row in rows}
+    return {row["name"]: {key: row[key] for key in PREDICTED} for row in rows}
 
 
 def described(subject: Subject, form: Form) -> dict[str, Any]:

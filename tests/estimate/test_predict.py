@@ -25,6 +25,7 @@ from compress.estimate.subject import EMBEDDED, subject_in
 from compress.estimate.work import World
 from compress.source import EmbeddedModel
 from compress.stage import DENSE, QUANTIZED, TEXT
+from compress.store import Store
 from compress.train.settings import Training
 from tests.models import save
 
@@ -201,3 +202,21 @@ def test_what_is_in_memory_together_is_what_scoring_takes() -> None:
     from compress.prune import text_loss
 
     assert (stages.BATCH_TOKENS, stages.LOGIT_ROWS) == (layerwise.BATCH_TOKENS, text_loss.CHUNK)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_checks_the_memory_of_either_device(
+    device: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.estimate import fits, run
+
+    save("llama", tmp_path, tokenizer=False)
+    monkeypatch.setattr(run, "machine", lambda *_, **__: MACHINE)
+    config = build(compose(["+pipeline=prune_distill"]))
+    rows = run.predicted_rows(config, (tmp_path, tmp_path), Store(cache / "store"), own_written=True)
+    there = "_gpu_bytes" if device == "cuda" else "memory_bytes"
+    monkeypatch.setattr(fits, there, lambda: 80 << 30)
+    fits.check_memory(rows, config.stages, device)
+    monkeypatch.setattr(fits, there, lambda: 1 << 20)
+    with pytest.raises(UserError, match="GPU" if device == "cuda" else "this machine"):
+        fits.check_memory(rows, config.stages, device)

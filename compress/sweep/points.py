@@ -29,7 +29,7 @@ class Point:
     told: Mapping[str, str]
     """Every setting of the command."""
     figures: Mapping[str, Any]
-    """ppl, kl_to_teacher and so on, as in report.json."""
+    """ppl, kl_to_teacher and so on, as in report.json; null there is NaN here."""
     bytes: float
     decode: float | None
     """Tokens per second, one sequence; None if it was not measured."""
@@ -138,7 +138,8 @@ def points_of(report: Mapping[str, Any], folder: str) -> list[Point]:
             artifact=artifact,
             command=report["command"],
             told=told(report["command"]),
-            figures=figures,
+            # the report says null for what is no number (`report.write.finite`)
+            figures={name: math.nan if value is None else value for name, value in figures.items()},
             bytes=float(size),
             decode=speed.get("decode_tokens_per_second"),
             prefill=speed.get("prefill_tokens_per_second"),

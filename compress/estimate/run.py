@@ -17,7 +17,7 @@ from compress.estimate.memory import kv_cache, resident
 from compress.estimate.predict import Plan, chain, predict
 from compress.estimate.subject import Subject, subject_in, subject_of
 from compress.estimate.work import micro_batch
-from compress.preparation import available_threads
+from compress.preparation import available_threads, check_shapes
 from compress.store import Store
 
 if TYPE_CHECKING:
@@ -45,14 +45,12 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
     """The estimate of a built config. Reads config.json and, where there is one, tokenizer.json; loads nothing.
 
     Raises:
-        UserError: the model cannot be found, or a stage's target cannot be met.
+        UserError: the model cannot be found, or a stage cannot work on it: whatever a run would refuse it for.
     """
     subject = subject_of(config.model)
     teacher = subject if config.teacher is None else subject_of(config.teacher)
     known = machine(Store(cache / "store"), config.threads or available_threads(), measure=False)
-    for stage in config.stages.values():
-        if hasattr(stage, "check_teacher"):
-            stage.check_teacher(subject.config, teacher.config)
+    check_shapes(config.stages, subject.config, teacher.config)
     plan = plan_of(config, subject, teacher, own_written=False)
     stages = predict(plan, known)
     last = final_form(plan)

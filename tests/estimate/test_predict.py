@@ -62,6 +62,17 @@ def test_seventy_billion_in_three_seconds_of_the_processor(tmp_path: Path, cache
     assert [file.name for file in tmp_path.iterdir() if file != cache] == ["config.json"]
 
 
+def test_no_pipeline_is_checked_or_estimated_with_torch(tmp_path: Path, cache: Path) -> None:
+    code = (
+        "import sys\n"
+        "import compress\n"
+        f"for name in {pipelines()}:\n"
+        "    compress.run([f'+pipeline={name}', 'mode=estimate'])\n"
+        "    assert 'torch' not in sys.modules, name"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
 def test_the_command_prints_tables_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
     arguments = ["+pipeline=qlora", "mode=estimate"]
     done = subprocess.run(
@@ -158,6 +169,12 @@ def test_a_folder_says_its_type(tmp_path: Path) -> None:
         (["+pipeline=mixed", "stages.quant.bits=0.1"], "too little"),
         (["+pipeline=mixed", "stages.quant.megabytes=0.01"], "too little"),
         (["+pipeline=qat_int8", "stages.quant.grid=nf4"], "for grid=int8"),
+        (["+pipeline=q4_0_gptq", "stages.quant.grid=q4_1"], "no grid 'q4_1'"),
+        (["+pipeline=q4_0_gptq", "stages.quant.embedding=q4_1"], "no grid 'q4_1'"),
+        (["+pipeline=int4_gptq", "stages.quant.grid=int4_g48"], "no grid 'int4_g48'"),
+        (["+pipeline=prune_search", "stages.prune.prune.keep=0.001"], "no candidate meets the budget"),
+        (["+pipeline=prune_search", "stages.prune.prune.keep=0.001", "own_text.tokens=0"], "no candidate"),
+        (["+pipeline=distill_only", "stages.distill.teacher_store=topk", "stages.distill.teacher_k=9999"], "9999"),
     ],
 )
 def test_what_a_run_refuses_is_refused(overrides: list[str], said: str, tmp_path: Path, cache: Path) -> None:

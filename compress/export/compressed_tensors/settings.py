@@ -111,9 +111,10 @@ class CompressedTensorsExport(Export):
         """The pipeline's model; where activations are rounded, or weights were here, an emulation too."""
         from compress.export.compressed_tensors.emulate import expected
 
-        pipeline, emulated = expected(checkpoint, self.scheme, self.group, ids, load)
-        if emulated is None:
-            whole = checkpoint.dtype_name == "float32"
-            return Expectation(pipeline, self.within(SAME_FP32 if whole else SAME_BF16))
-        scheme = "weights as written, activations rounded to 8 bits per token with 127.5 steps"
-        return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+        pipeline, emulated, rounded = expected(checkpoint, self.scheme, self.group, ids, load)
+        if rounded:
+            scheme = f"weights as written, {' and '.join(rounded)}"
+            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+        same = self.within(SAME_FP32 if checkpoint.dtype_name == "float32" else SAME_BF16)
+        scheme = "weights as written, activations as they are" if emulated is not None else ""
+        return Expectation(pipeline, same, emulated, scheme)

@@ -64,7 +64,7 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         "machine": as_dict(known),
         "formats": formats,
         "stages": stages,
-        "decode": decode_roofline(plan.first, stages, known),
+        "decode": decode_roofline(plan, known),
         "rule_of_thumb": rules(plan.first),
         "training": training_ways(config, plan, last, known),
         "needs": needs(stages, known),
@@ -137,20 +137,16 @@ def rules(form: Form) -> dict[str, dict[str, int]]:
     }
 
 
-def decode_roofline(form: Form, stages: list[dict[str, Any]], known: Machine) -> list[dict[str, Any]]:
-    """Most tokens per second that writing one sequence can reach here: bandwidth / bytes read for a token.
-
-    A tied head is read once, an embedding of its own not at all (one row).
-    """
-    named = [("original", form.bytes)] + [(stage["name"], stage["bytes"]) for stage in stages]
-    spared = 0 if form.shape.tied else 2 * form.count("embedding")
+def decode_roofline(plan: Plan, known: Machine) -> list[dict[str, Any]]:
+    """Most tokens per second that writing one sequence can reach here: bandwidth / bytes read for a token."""
+    forms = {"original": plan.first} | {name: effect.form for name, _, effect, _ in chain(plan, known.native_bf16)}
     return [
         {
             "after": name,
-            "bytes_per_token": size - spared,
-            "tokens_per_second": known.bandwidth / max(1, size - spared),
+            "bytes_per_token": form.bytes_for_a_token,
+            "tokens_per_second": known.bandwidth / form.bytes_for_a_token,
         }
-        for name, size in named
+        for name, form in forms.items()
     ]
 
 

@@ -37,7 +37,11 @@ SEVENTY = {
 
 
 def embedded() -> Form:
-    config = plain_config(EMBEDDED)
+    return form_of(EMBEDDED)
+
+
+def form_of(values: dict[str, Any]) -> Form:
+    config = plain_config(values)
     return Form(config, adapter_for(config).shape(config).widths)
 
 
@@ -237,3 +241,17 @@ def test_a_run_checks_the_memory_of_either_device(
     monkeypatch.setattr(fits, there, lambda: 1 << 20)
     with pytest.raises(UserError, match="GPU" if device == "cuda" else "this machine"):
         fits.check_memory(rows, config.stages, device)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoding_reads_what_each_stage_stores(tied: bool) -> None:
+    """An embedding that is not the head too gives one row for a token, on whatever grid it lies."""
+    from compress.estimate.run import decode_roofline
+
+    form = form_of(EMBEDDED | {"tie_word_embeddings": tied, "vocab_size": 400_000})
+    chain = plan("+pipeline=q4_0_gptq", "stages.quant.embedding=q4_0", written=True)
+    original, quantized = decode_roofline(replace(chain, original=form, first=form), MACHINE)
+    read = form.count() - (0 if tied else form.count("embedding"))
+    assert original["bytes_per_token"] == pytest.approx(2 * read, rel=0.01)
+    assert quantized["bytes_per_token"] == pytest.approx(4.5 / 8 * read, rel=0.05)
+    assert quantized["tokens_per_second"] == pytest.approx(MACHINE.bandwidth / quantized["bytes_per_token"])

@@ -24,7 +24,7 @@ from compress.keys import Known, known_source, machine_inputs, sidecars_key, sta
 from compress.memory import PeakMemory
 from compress.own_text import own_text
 from compress.paths import cache_folder
-from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage, last_grid
+from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage, last_grids
 from compress.store import Store, content_key
 from compress.train.strategy import check_trainings
 
@@ -96,7 +96,7 @@ class Run:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
             preparation.check_positions(config, self.first.checkpoint, self.original.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
-        self.exports.check(self.first.checkpoint, last_grid(config.stages))
+        self.exports.check(self.first.checkpoint, last_grids(config.stages))
         parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")

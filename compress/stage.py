@@ -131,10 +131,24 @@ def check_chain(stages: Mapping[str, Stage]) -> None:
         traits = (traits - stage.takes) | stage.gives
 
 
-def last_grid(stages: Mapping[str, Any]) -> str | None:
-    """Grid of the linear layers at the end of a chain, by name; DENSE without one, None if they lie on several."""
-    names = [getattr(stage, "grid_name", None) for stage in stages.values() if QUANTIZED in stage.gives]
-    return names[-1] if names else DENSE
+@dataclass(frozen=True)
+class Grids:
+    """What the weights lie on at the end of a chain, by name, DENSE without a grid; several where one will be chosen
+    for every tensor, none where it is not known."""
+
+    linears: tuple[str, ...]
+    embedding: tuple[str, ...]
+    """And of the output head."""
+
+
+def last_grids(stages: Mapping[str, Any]) -> Grids:
+    """Grids of the last stage that quantizes, from its `grid_name` or `candidates`, and its `embedding`."""
+    last = next((stage for stage in reversed(list(stages.values())) if QUANTIZED in stage.gives), None)
+    if last is None:
+        return Grids((DENSE,), (DENSE,))
+    candidates, name = tuple(getattr(last, "candidates", ())), getattr(last, "grid_name", None)
+    embedding = getattr(last, "embedding", None)
+    return Grids(candidates or ((name,) if name else ()), (embedding,) if embedding else candidates or (DENSE,))
 
 
 def hint_for(name: str, trait: str) -> str:

@@ -32,7 +32,7 @@ LAYERS = [
     {"store", "arch"},
     {"checkpoint", "stage"},
     {"writer"},
-    {"shard"},
+    {"shard", "grid_names"},
     {"paths", "errors", "quiet", "hardware"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}

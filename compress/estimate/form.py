@@ -10,7 +10,7 @@ from compress.arch import Shape, Widths, adapter_for
 from compress.arch.base import Config
 from compress.arch.inventory import Parameter, inventory
 from compress.estimate.grids import BudgetFormat, OwnFormat
-from compress.estimate.layouts import DENSE, Format, Stored, file_bytes
+from compress.estimate.layouts import DENSE, Format, Stored, file_bytes, payload_bytes
 
 Layout = Format | OwnFormat | BudgetFormat
 
@@ -90,14 +90,18 @@ class Form:
     @cached_property
     def stored(self) -> tuple[Stored, ...]:
         """Every tensor of the base's files."""
-        conv1d = adapter_for(self.config).modules.conv1d
-        tensors: list[Stored] = []
-        for p in self.parameters:
-            if p.role == "linear":
-                tensors += self.linears.stored(p, self.dtype, conv1d)
-            else:
-                tensors += (self.embeddings if p.role in ("embedding", "head") else DENSE).stored(p, self.dtype)
-        return tuple(tensors)
+        return tuple(tensor for p in self.parameters for tensor in self._stored_as(p))
+
+    def _stored_as(self, p: Parameter) -> list[Stored]:
+        if p.role == "linear":
+            return self.linears.stored(p, self.dtype, adapter_for(self.config).modules.conv1d)
+        return (self.embeddings if p.role in ("embedding", "head") else DENSE).stored(p, self.dtype)
+
+    @property
+    def bytes_for_a_token(self) -> int:
+        """Of the files, those that writing a token reads: a tied embedding is the head too, another gives one row."""
+        looked_up = [] if self.shape.tied else [p for p in self.parameters if p.role == "embedding"]
+        return self.bytes - payload_bytes(tensor for p in looked_up for tensor in self._stored_as(p))
 
     def adapter_tensors(self) -> Iterator[Stored]:
         """What peft stores beside the base, in bf16."""

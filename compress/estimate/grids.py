@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from compress.arch.inventory import Parameter
-from compress.errors import UserError
 from compress.estimate.layouts import (
     GGUF_BLOCK,
     GGUF_BLOCK_BYTES,
@@ -27,11 +26,13 @@ from compress.estimate.layouts import (
     Stored,
     dimensions,
 )
+from compress.grid_names import check_grids
 
-NAMES = re.compile(
+PARTS = re.compile(
     r"(?P<int8>int8)|int(?P<bits>[34])_g(?P<group>\d+)(?P<zero>_asym)?|(?P<gguf>q\d_\d)"
     r"|(?P<table>nf4|fp4)(?:_b(?P<block>\d+))?(?P<single>_single)?"
 )
+"""What a name says; which names there are, `compress.grid_names` knows."""
 Part = tuple[str, str, tuple[int, ...]]
 """Name, safetensors' type and shape."""
 
@@ -143,10 +144,7 @@ def _bytes(grid: str, weight: Parameter, transposed: bool) -> int:
 
 
 def _match(grid: str) -> re.Match[str]:
-    found = NAMES.fullmatch(grid)
-    if found is None:
-        raise UserError(
-            f"there is no grid {grid!r}.",
-            "The grids are: int8, int4_g64, int3_g128_asym (groups of 32, 64, 128), q8_0 to q4_0, nf4, fp4_b32...",
-        )
+    check_grids(grid)
+    found = PARTS.fullmatch(grid)
+    assert found is not None
     return found

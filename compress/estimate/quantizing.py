@@ -52,7 +52,7 @@ MOMENT_COPIES = 44
 def post_training(stage: Any, form: Form, world: World) -> Effect:
     """Round to nearest tensor by tensor, or calibrate layer by layer first."""
     del world
-    grid = _grid_of(stage)
+    grid = stage.grid_name
     after = _placed(form, grid, stage)
     if not stage.reads:
         return Effect(after, (encoding(form),))
@@ -143,14 +143,6 @@ def _feedback(form: Form) -> float:
     """Operations of factors of every H and of rounding with feedback through it."""
     each = (width**3 + 2.0 * out * width * width for out, width in form.linears_of_a_layer())
     return form.widths.layers * sum(each)
-
-
-def _grid_of(stage: Any) -> str:
-    """By name. `grid_name` of NF4 would ask for the table itself, and so for torch."""
-    if stage.kind != "nf4":
-        return str(stage.grid_name)
-    table = getattr(stage.code, "value", stage.code)
-    return f"{table}_b{stage.block}" + ("" if stage.double_quant else "_single")
 
 
 def _placed(form: Form, grid: str, stage: Any) -> Form:

@@ -17,7 +17,7 @@ from compress.estimate.memory import kv_cache, resident
 from compress.estimate.predict import Plan, chain, predict
 from compress.estimate.subject import Subject, subject_in, subject_of
 from compress.estimate.work import micro_batch
-from compress.preparation import available_threads
+from compress.preparation import available_threads, check_shapes
 from compress.store import Store
 
 if TYPE_CHECKING:
@@ -37,19 +37,20 @@ SOURCES = {
     "decode": "every weight is read once a token (roofline: Williams et al., doi 10.1145/1498765.1498785)",
 }
 
+PREDICTED = ("bytes", "peak_rss_bytes", "gpu_bytes", "seconds")
+"""What a run keeps of a stage's estimate: what it then measures, and what `check_memory` looks at."""
+
 
 def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
     """The estimate of a built config. Reads config.json and, where there is one, tokenizer.json; loads nothing.
 
     Raises:
-        UserError: the model cannot be found, or a stage's target cannot be met.
+        UserError: the model cannot be found, or a stage cannot work on it: whatever a run would refuse it for.
     """
     subject = subject_of(config.model)
     teacher = subject if config.teacher is None else subject_of(config.teacher)
     known = machine(Store(cache / "store"), config.threads or available_threads(), measure=False)
-    for stage in config.stages.values():
-        if hasattr(stage, "check_teacher"):
-            stage.check_teacher(subject.config, teacher.config)
+    check_shapes(config.stages, subject.config, teacher.config)
     plan = plan_of(config, subject, teacher, own_written=False)
     stages = predict(plan, known)
     last = final_form(plan)
@@ -63,7 +64,7 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         "machine": as_dict(known),
         "formats": formats,
         "stages": stages,
-        "decode": decode_roofline(plan.first, stages, known),
+        "decode": decode_roofline(plan, known),
         "rule_of_thumb": rules(plan.first),
         "training": training_ways(config, plan, last, known),
         "needs": needs(stages, known),
@@ -85,7 +86,7 @@ def plan_of(config: Config, subject: Subject, teacher: Subject, own_written: boo
 
 
 def predicted_rows(config: Config, folders: tuple[Path, Path], store: Store, own_written: bool) -> dict[str, Any]:
-    """For a run: stage name -> predicted bytes, peak memory and seconds, with this machine measured by torch.
+    """For a run: stage name -> its figures of `PREDICTED`, with this machine measured by torch.
 
     Args:
         config: of the run.
@@ -96,7 +97,7 @@ def predicted_rows(config: Config, folders: tuple[Path, Path], store: Store, own
     known = machine(store, config.threads or available_threads(), measure=True)
     first, original = (subject_in(folder, folder.name) for folder in folders)
     rows = predict(plan_of(config, first, original, own_written), known)
-    return {row["name"]: {key: row[key] for key in ("bytes", "peak_rss_bytes", "seconds")} for row in rows}
+    return {row["name"]: {key: row[key] for key in PREDICTED} for row in rows}
 
 
 def described(subject: Subject, form: Form) -> dict[str, Any]:
@@ -136,20 +137,16 @@ def rules(form: Form) -> dict[str, dict[str, int]]:
     }
 
 
-def decode_roofline(form: Form, stages: list[dict[str, Any]], known: Machine) -> list[dict[str, Any]]:
-    """Most tokens per second that writing one sequence can reach here: bandwidth / bytes read for a token.
-
-    A tied head is read once, an embedding of its own not at all (one row).
-    """
-    named = [("original", form.bytes)] + [(stage["name"], stage["bytes"]) for stage in stages]
-    spared = 0 if form.shape.tied else 2 * form.count("embedding")
+def decode_roofline(plan: Plan, known: Machine) -> list[dict[str, Any]]:
+    """Most tokens per second that writing one sequence can reach here: bandwidth / bytes read for a token."""
+    forms = {"original": plan.first} | {name: effect.form for name, _, effect, _ in chain(plan, known.native_bf16)}
     return [
         {
             "after": name,
-            "bytes_per_token": size - spared,
-            "tokens_per_second": known.bandwidth / max(1, size - spared),
+            "bytes_per_token": form.bytes_for_a_token,
+            "tokens_per_second": known.bandwidth / form.bytes_for_a_token,
         }
-        for name, size in named
+        for name, form in forms.items()
     ]
 
 

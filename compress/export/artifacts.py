@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
     from compress.evaluate.evaluator import Evaluator
     from compress.export.base import Export
-    from compress.stage import Progress
+    from compress.stage import Grids, Progress
 
 
 logger = logging.getLogger("compress")
@@ -45,12 +45,12 @@ class Artifacts:
             with self._optional(name, export):
                 export.check_packages()
 
-    def check(self, checkpoint: Checkpoint, grid: str | None) -> None:
+    def check(self, checkpoint: Checkpoint, grids: Grids) -> None:
         """Before any work.
 
         Args:
             checkpoint: the model the run starts from.
-            grid: of its linear layers when it ends, by name ("dense" too); None for several.
+            grids: of its weights when it ends.
 
         Raises:
             UserError: one that is not optional cannot be written.
@@ -60,8 +60,7 @@ class Artifacts:
                 continue
             with self._optional(name, export):
                 export.check(checkpoint)
-                if grid is not None:
-                    export.check_grid(grid)
+                export.check_grids(grids)
 
     def deliver(self, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, threads: int) -> list[dict[str, Any]]:
         """Write, reload and measure them, each in `folder/NAME`.

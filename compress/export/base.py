@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from compress.errors import UserError
+from compress.stage import DENSE
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from compress.checkpoint import Checkpoint
+    from compress.stage import Grids
 
     Load = Callable[[Checkpoint, torch.dtype | None], Any]
     """A checkpoint as the pipeline's model, in the type asked for; None: as stored."""
@@ -106,16 +108,36 @@ class Export(ABC):
                 f"Type: {self.install}. Or leave the export out: '~export.NAME'.",
             )
 
-    def check_grid(self, grid: str) -> None:
-        """Refuse, before any work, a grid that this format can only say by rounding a second time.
+    def check_grids(self, grids: Grids) -> None:
+        """Refuse, before any work, grids that this format can only say by rounding a second time.
 
         Args:
-            grid: of the linear layers at the end of the chain, by name; "dense" without one.
+            grids: of the weights at the end of the chain.
 
         Raises:
             UserError: with what to type instead.
         """
-        del grid
+        del grids
+
+    def check_codes(self, part: str, grids: Sequence[str], kept: Collection[str], asked: str, hint: str) -> None:
+        """Refuse the first of `grids` whose codes cannot be `kept`.
+
+        Args:
+            part: of the model, in words.
+            grids: that it lies on, or may.
+            kept: grids whose codes are written unchanged; dense weights always can be rounded.
+            asked: the setting that would round them.
+            hint: what to type instead.
+
+        Raises:
+            UserError: there is one.
+        """
+        lies = "lies" if len(grids) == 1 else "may lie"
+        for grid in grids:
+            if grid != DENSE and grid not in kept:
+                raise UserError(
+                    f"the export {self.format} would round twice: {part} {lies} on the grid {grid}, and {asked}.", hint
+                )
 
     @abstractmethod
     def runtime(self, checkpoint: Checkpoint) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compress.evaluate.evaluator import Evaluator
 
 PART = ".unfinished"
-VERSION = 1
+VERSION = 2
 """Raised when the same artifact would be judged otherwise."""
 EVALUATED = ("tokens", "window", "speed", "prefill_tokens", "decode_tokens")
 TEXTS = (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.grid_names import integer_name
 from compress.grids.base import Encoded, Scales
 from compress.grids.blocks import blocks_of, level_of, value_of
 
@@ -29,7 +30,7 @@ class Integer:
     @property
     def name(self) -> str:
         """Such as "int4_g64" or "int4_g64_asym"."""
-        return f"int{self.bits_per_code}_g{self.block}" + ("" if self.symmetric else "_asym")
+        return integer_name(self.bits_per_code, self.block, self.symmetric)
 
     @property
     def levels(self) -> Tensor:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import get_args
 
-from compress.errors import UserError
+from compress.grid_names import GROUPS, check_grids
 from compress.grids.base import Grid
 from compress.grids.gguf import GGUF, Kind
 from compress.grids.int8 import Int8
 from compress.grids.integer import Integer
 from compress.grids.nf4 import FourBit
-
-GROUPS = (32, 64, 128)
 
 
 def _all() -> dict[str, Grid]:
@@ -30,6 +28,5 @@ def grid_named(name: str) -> Grid:
     Raises:
         UserError: there is none; lists those there are.
     """
-    if name not in GRIDS:
-        raise UserError(f"there is no grid {name!r}.", f"The grids are: {', '.join(GRIDS)}.")
+    check_grids(name)
     return GRIDS[name]

@@ -22,6 +22,7 @@ from compress_kernels import (
 )
 from torch import Tensor
 
+from compress.grid_names import four_bit_name
 from compress.grids.base import Encoded, Scales
 
 NESTED_BLOCK = 256
@@ -38,8 +39,7 @@ class FourBit:
     @property
     def name(self) -> str:
         """Such as "nf4", "fp4_b128" or "nf4_b64_single"."""
-        plain = self.block == 64 and self.double_quant
-        return self.kind + ("" if plain else f"_b{self.block}" + ("" if self.double_quant else "_single"))
+        return four_bit_name(self.kind, self.block, self.double_quant)
 
     @property
     def table(self) -> Tensor:

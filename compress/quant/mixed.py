@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from compress.errors import UserError
+from compress.grid_names import check_grids
 from compress.quant.stage import Algorithm, PostTraining, Scaling
 from compress.stage import TEXT, Context, Metrics
 
@@ -51,10 +52,7 @@ class Mixed(PostTraining):
 
     def check(self, config: object) -> None:
         """Refuse grids that do not exist, before anything is computed."""
-        from compress.grids import grid_named
-
-        for name in [*self.candidates, *([] if self.embedding is None else [self.embedding])]:
-            grid_named(name)
+        check_grids(*self.candidates, self.embedding)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Measure, allocate, calibrate, write."""

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from compress.errors import UserError
+from compress.grid_names import check_grids
 from compress.losses.logits import Logits
 from compress.quant.stage import Activations, Algorithm, CalibrationSettings, Scaling
 from compress.stage import DENSE, QUANTIZED, TEACHER, TEXT, Context, Metrics
@@ -81,11 +82,7 @@ class QAT:
 
     def check(self, config: object) -> None:
         """Refuse grids that do not exist, before anything is computed."""
-        from compress.grids import grid_named
-
-        grid_named(self.grid)
-        if self.embedding is not None:
-            grid_named(self.embedding)
+        check_grids(self.grid, self.embedding)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Calibrate, train, write."""

@@ -9,12 +9,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from compress.errors import UserError
+from compress.grid_names import GROUPS, check_grids, four_bit_name
 from compress.stage import DENSE, NF4_WEIGHTS, QUANTIZED, TEXT, Context, Metrics
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
 
-BLOCKS = (32, 64, 128)
 LEAST_ENOUGH = 16384
 """Tokens that are always walked, if they are given."""
 
@@ -134,15 +134,11 @@ class OneGrid(PostTraining, ABC):
     @property
     @abstractmethod
     def grid_name(self) -> str:
-        """As `compress.grids.grid_named` understands it."""
+        """Of `compress.grid_names`."""
 
     def check(self, config: object) -> None:
         """Refuse grids that do not exist, before anything is computed."""
-        from compress.grids import grid_named
-
-        grid_named(self.grid_name)
-        if self.embedding is not None:
-            grid_named(self.embedding)
+        check_grids(self.grid_name, self.embedding)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Choose codes, then write them tensor by tensor."""
@@ -170,15 +166,13 @@ class NF4(OneGrid):
         return frozenset({QUANTIZED} if self.embedding is not None else {QUANTIZED, NF4_WEIGHTS})
 
     def __post_init__(self) -> None:
-        if self.block not in BLOCKS:
-            raise UserError(f"quant.block={self.block} is not a block size of this grid.", f"Give one of {BLOCKS}.")
+        if self.block not in GROUPS:
+            raise UserError(f"quant.block={self.block} is not a block size of this grid.", f"Give one of {GROUPS}.")
 
     @property
     def grid_name(self) -> str:
-        """As `compress.grids.names` calls it."""
-        from compress.grids import FourBit
-
-        return FourBit(self.code.value, self.block, self.double_quant).name
+        """As its fields say."""
+        return four_bit_name(self.code.value, self.block, self.double_quant)
 
 
 @dataclass

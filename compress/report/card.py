@@ -59,7 +59,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     model = report["model"]
     rows = [form.row("original", report["baseline"], None)[:-1]]
     rows += [form.row(stage["name"], stage["metrics"], None)[:-1] for stage in report["stages"]]
-    rows.append(form.row("this artifact", artifact["metrics"], None)[:-1])
+    rows.append(form.row("this artifact", form.figures_of(report, artifact), None)[:-1])
     done = "\n".join(f"- **{stage['name']}** ({stage['kind']}): {told(stage['fields'])}" for stage in report["stages"])
     data = header(report, artifact)
     parts = [
@@ -94,7 +94,7 @@ def header(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> ModelCardD
 
     base = report["model"]["hub_id"] or None
     known, name = licence(report["model"]["licence"])
-    related: dict[str, Any] = {"base_model_relation": relation(artifact["metrics"])} if base else {}
+    related: dict[str, Any] = {"base_model_relation": relation(form.figures_of(report, artifact))} if base else {}
     return ModelCardData(
         base_model=base,
         library_name=LIBRARIES.get(artifact["runtime"]),
@@ -113,9 +113,9 @@ def tags_of(artifact: Mapping[str, Any]) -> list[str]:
     return [FORMAT_TAGS[artifact["format"]]] if artifact["format"] in FORMAT_TAGS else []
 
 
-def relation(metrics: Mapping[str, Any]) -> str:
+def relation(figures: Mapping[str, Any]) -> str:
     """How the Hub lists it under its base model; fewer bytes than its own parameters take in bf16 are quantized."""
-    return "quantized" if metrics["bytes"] < 0.95 * metrics["bytes_bf16"] else "finetune"
+    return "quantized" if figures["bytes"] < 0.95 * figures["bytes_bf16"] else "finetune"
 
 
 def licence(name: str | None) -> tuple[str, str | None]:
@@ -178,7 +178,7 @@ def loading(artifact: Mapping[str, Any]) -> str:
 
 
 def write_cards(report: Mapping[str, Any]) -> None:
-    """README.md of every artifact that was measured."""
+    """README.md of every artifact that runs."""
     for artifact in report["artifacts"]:
-        if artifact["metrics"]:
+        if form.runs(artifact):
             (Path(artifact["path"]) / "README.md").write_text(render(report, artifact))

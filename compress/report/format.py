@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 HEADER = ("", "perplexity", "KL", "top-1", "KL, other text", "params", "size", "time")
@@ -47,15 +47,33 @@ def duration(seconds: float) -> str:
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
 
 
+def cell(figures: Mapping[str, Any], name: str, show: Callable[[float], str]) -> str:
+    """One figure; empty where it was not measured."""
+    return show(figures[name]) if name in figures else ""
+
+
+def runs(artifact: Mapping[str, Any]) -> bool:
+    """It was measured, or verified at least: its context may be too short for a perplexity."""
+    return bool(artifact["metrics"]) or artifact["verified"]
+
+
+def figures_of(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of an artifact; where nothing was, its size beside what the last stage says of its shape."""
+    if artifact["metrics"]:
+        return dict(artifact["metrics"])
+    last = report["stages"][-1]["metrics"] if report["stages"] else report["baseline"]
+    return {name: last[name] for name in ("params", "bytes_bf16")} | {"bytes": artifact["bytes"]}
+
+
 def row(name: str, figures: Mapping[str, Any], seconds: float | None, cached: bool = False) -> tuple[str, ...]:
     """One line of the main table."""
     took = "" if seconds is None else duration(seconds) + (" (stored)" if cached else "")
     return (
         name,
-        f"{figures['ppl']:.2f}",
-        f"{figures['kl_to_teacher']:.3f}",
-        f"{100 * figures['top1_agreement']:.1f}%",
-        f"{figures['second_kl_to_teacher']:.3f}",
+        cell(figures, "ppl", "{:.2f}".format),
+        cell(figures, "kl_to_teacher", "{:.3f}".format),
+        cell(figures, "top1_agreement", "{:.1%}".format),
+        cell(figures, "second_kl_to_teacher", "{:.3f}".format),
         number(figures["params"]),
         size(figures["bytes"]),
         took,
@@ -66,7 +84,7 @@ def main_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Original, every stage, every artifact: rows under `HEADER`."""
     rows = [row("original", report["baseline"], None)]
     rows += [row(s["name"], s["metrics"], s["seconds"], s["cached"]) for s in report["stages"]]
-    rows += [row(f"artifact {a['name']}", a["metrics"], None) for a in report["artifacts"] if a["metrics"]]
+    rows += [row(f"artifact {a['name']}", figures_of(report, a), None) for a in report["artifacts"] if runs(a)]
     return rows
 
 
@@ -153,14 +171,19 @@ def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
     def cells(name: str, runtime: str, figures: Mapping[str, Any], speed: Mapping[str, float], load: str) -> list[str]:
         rates = [speed.get(f"{what}_tokens_per_second") for what in ("prefill", "decode")]
-        quality = [f"{figures['ppl']:.2f}", f"{figures['ppl'] / original:.3f}x", f"{figures['kl_to_teacher']:.3f}"]
+        shown = (
+            ("ppl", "{:.2f}".format),
+            ("ppl", lambda ppl: f"{ppl / original:.3f}x"),
+            ("kl_to_teacher", "{:.3f}".format),
+        )
+        quality = [cell(figures, key, show) for key, show in shown]
         return [name, runtime, size(figures["bytes"]), *quality, load, *(f"{r:.0f}" if r else "" for r in rates)]
 
     rows = [cells("original", "transformers", report["baseline"], report["baseline"].get("speed") or {}, "")]
     rows += [
-        cells(a["name"], runtime_of(a), a["metrics"], a.get("speed") or {}, f"{a['load_seconds']:.1f} s")
+        cells(a["name"], runtime_of(a), figures_of(report, a), a.get("speed") or {}, f"{a['load_seconds']:.1f} s")
         for a in [report["source_file"], *report["artifacts"]]
-        if a and a["metrics"]
+        if a and runs(a)
     ]
     return [tuple(row) for row in rows] if len(rows) > 1 else []
 

@@ -47,8 +47,8 @@ def headline(runs: Runs, stood: Standing, title: str) -> str:
     lead = f"{models}. {len(stood.front)} of {len(runs.points)} are beaten by no other in everything. Varied: {varied}."
     speed = (original.get("speed") or {}).get("decode_tokens_per_second")
     tiles = [
-        card("KL to the original", *spread([p.figures["kl_to_teacher"] for p in runs.points], kl), "nats per token"),
-        card("perplexity", *spread([p.figures["ppl"] for p in runs.points], "{:.2f}".format), of(original["ppl"])),
+        card("KL to the original", *spread([p.figure("kl_to_teacher") for p in runs.points], kl), "nats per token"),
+        card("perplexity", *spread([p.figure("ppl") for p in runs.points], "{:.2f}".format), of(original["ppl"])),
         card("size", *spread([p.bytes for p in runs.points], form.size), of(original["bytes"], form.size)),
         card(
             "decode, ms per token",
@@ -144,12 +144,15 @@ def title(runs: Runs, point: Point) -> str:
 
 def line(point: Point) -> str:
     """The figures of a run in one line."""
-    figures, pace = point.figures, point.milliseconds
+    pace = point.milliseconds
+    quality = [
+        f"KL {kl(point.figure('kl_to_teacher'))} ± {kl(point.figure('kl_stderr'))}",
+        f"other text {kl(point.figure('second_kl_to_teacher'))}",
+        f"perplexity {point.figure('ppl'):.2f}",
+    ]
     parts = [
         form.size(point.bytes),
-        f"KL {kl(figures['kl_to_teacher'])} ± {kl(figures['kl_stderr'])}",
-        f"other text {kl(figures['second_kl_to_teacher'])}",
-        f"perplexity {figures['ppl']:.2f}",
+        *(quality if "ppl" in point.figures else ["quality not measured"]),
         f"{pace:.1f} ms per token ({point.decode:.0f} tokens/s)" if pace else "",
         "" if point.verified else "NOT VERIFIED",
     ]
@@ -169,7 +172,7 @@ def fronts(runs: Runs, stood: Sequence[Standing]) -> str:
     charted = [(index, quality, across) for index, quality in enumerate(QUALITIES) for across in (size, pace)]
     drawn = []
     for index, quality, across in charted:
-        worth = charts.Side(quality.title, [float(p.figures[quality.name]) for p in points], "{:g}".format)
+        worth = charts.Side(quality.title, [p.figure(quality.name) for p in points], "{:g}".format)
         shown = chart(across, worth, quality.short, hints, kinds(points, stood[index]))
         drawn.append(shown.replace("<figure ", f'<figure data-quality="{index}"{" hidden" * bool(index)} ', 1))
     drawn.append(chart(pace, size, "size", hints, kinds(points, stood[0])))
@@ -269,7 +272,7 @@ def machine_readable(runs: Runs, stood: Sequence[Standing]) -> dict[str, Any]:
             "ms": point.milliseconds,
             "verified": point.verified,
             "sort": [known(value) for value in values(runs, point)],
-            **{quality.name: known(point.figures[quality.name]) for quality in QUALITIES},
+            **{quality.name: known(point.figure(quality.name)) for quality in QUALITIES},
         }
         for point in runs.points
     ]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compress.report import format as form
+
 RECORD = "run.json"
 """What a run of a sweep leaves when it starts and when it ends."""
 BESIDE = ("output", "hydra.", "evaluate.", "report.")
@@ -29,7 +31,7 @@ class Point:
     told: Mapping[str, str]
     """Every setting of the command."""
     figures: Mapping[str, Any]
-    """ppl, kl_to_teacher and so on, as in report.json."""
+    """ppl, kl_to_teacher and so on, as in report.json; null there is NaN here, what was not measured is missing."""
     bytes: float
     decode: float | None
     """Tokens per second, one sequence; None if it was not measured."""
@@ -42,6 +44,10 @@ class Point:
         """Short: 3, or 3 gguf."""
         return f"{self.folder} {self.artifact}".strip()
 
+    def figure(self, name: str) -> float:
+        """NaN if it was not measured."""
+        return float(self.figures.get(name, math.nan))
+
     @property
     def milliseconds(self) -> float | None:
         """Time to write one token."""
@@ -50,7 +56,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that ended without a report, or an artifact that could not be measured."""
+    """A run that ended without a report, or an artifact that could not be reloaded."""
 
     name: str
     command: str
@@ -110,7 +116,7 @@ def collect(folder: Path) -> Runs:
         Failure(f"{relative(where, folder)} {artifact['name']}", report["command"], artifact["error"])
         for _, where, report in runs
         for artifact in report["artifacts"]
-        if not artifact["metrics"]
+        if not form.runs(artifact)
     ]
     for where, record in sorted(records.items(), key=lambda item: natural(item[0])):
         command = " ".join(["python -m compress", *map(shlex.quote, record["overrides"])])
@@ -127,9 +133,9 @@ def collect(folder: Path) -> Runs:
 
 
 def points_of(report: Mapping[str, Any], folder: str) -> list[Point]:
-    """The final model of a run, and every further artifact that was measured."""
+    """The final model of a run, and every further artifact that runs."""
     final = report["final"]
-    measured = [artifact for artifact in report["artifacts"] if artifact["metrics"]]
+    first = next((artifact for artifact in report["artifacts"] if artifact["metrics"]), None)
     verified = all(artifact["verified"] for artifact in report["artifacts"])
 
     def point(artifact: str, figures: Mapping[str, Any], speed: Mapping[str, float], size: float, good: bool) -> Point:
@@ -138,7 +144,8 @@ def points_of(report: Mapping[str, Any], folder: str) -> list[Point]:
             artifact=artifact,
             command=report["command"],
             told=told(report["command"]),
-            figures=figures,
+            # the report says null for what is no number (`report.write.finite`)
+            figures={name: math.nan if value is None else value for name, value in figures.items()},
             bytes=float(size),
             decode=speed.get("decode_tokens_per_second"),
             prefill=speed.get("prefill_tokens_per_second"),
@@ -147,11 +154,13 @@ def points_of(report: Mapping[str, Any], folder: str) -> list[Point]:
         )
 
     # the first artifact measured is what `final` tells of
-    good = measured[0]["verified"] if measured else verified
+    good = first["verified"] if first else verified
     points = [point("", final, final.get("speed") or {}, final["bytes"], good)]
-    for artifact in measured[1:]:
-        speed = artifact.get("speed") or {}
-        points.append(point(artifact["name"], artifact["metrics"], speed, artifact["bytes"], artifact["verified"]))
+    for artifact in report["artifacts"]:
+        if artifact is first or not form.runs(artifact):
+            continue
+        figures, speed = form.figures_of(report, artifact), artifact.get("speed") or {}
+        points.append(point(artifact["name"], figures, speed, artifact["bytes"], artifact["verified"]))
     return points
 
 

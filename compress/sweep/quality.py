@@ -42,9 +42,7 @@ def rows(points: Sequence[Point], quality: Quality) -> list[tuple[float, ...]]:
     """Quality, bytes and milliseconds of every point; without the last if no point has it."""
     timed = any(point.milliseconds is not None for point in points)
     pace = [math.nan if point.milliseconds is None else point.milliseconds for point in points]
-    return [
-        (float(point.figures[quality.name]), point.bytes, *[ms] * timed) for point, ms in zip(points, pace, strict=True)
-    ]
+    return [(point.figure(quality.name), point.bytes, *[ms] * timed) for point, ms in zip(points, pace, strict=True)]
 
 
 def standing(points: Sequence[Point], quality: Quality) -> Standing:

@@ -36,7 +36,7 @@ def comma_separated(runs: Runs, fronts: Sequence[int]) -> str:
     writer.writeheader()
     for index, point in enumerate(runs.points):
         row: dict[str, Any] = {key: point.told.get(key, "") for key in varied}
-        row |= {name: point.figures[name] for name in FIGURES}
+        row |= {name: point.figures.get(name, "") for name in FIGURES}
         row |= {"run": point.name, "bytes": round(point.bytes), "seconds": round(point.seconds, 1)}
         row |= {"decode_tokens_per_second": point.decode, "prefill_tokens_per_second": point.prefill}
         row |= {"milliseconds_per_token": point.milliseconds, "verified": point.verified, "pareto": index in fronts}
@@ -67,10 +67,10 @@ def cells(runs: Runs, point: Point) -> list[str]:
     return [
         point.name,
         *(told if len(told) <= COLUMNS else [short(runs.label(point), 60)]),
-        f"{figures['ppl']:.2f}",
-        f"{figures['kl_to_teacher']:.3f}",
-        f"{figures['second_kl_to_teacher']:.3f}",
-        f"{100 * figures['top1_agreement']:.1f}%",
+        form.cell(figures, "ppl", "{:.2f}".format),
+        form.cell(figures, "kl_to_teacher", "{:.3f}".format),
+        form.cell(figures, "second_kl_to_teacher", "{:.3f}".format),
+        form.cell(figures, "top1_agreement", "{:.1%}".format),
         form.number(figures["params"]),
         form.size(point.bytes),
         "" if pace is None else f"{pace:.1f}",
@@ -80,11 +80,12 @@ def cells(runs: Runs, point: Point) -> list[str]:
 
 def values(runs: Runs, point: Point) -> list[float | str | None]:
     """What `cells` are sorted by."""
-    figures = point.figures
     told = [as_number(point.told.get(key, "")) for key in runs.varied]
     if len(told) > COLUMNS:
         told = [runs.label(point)]
-    measured = [figures[name] for name in ("ppl", "kl_to_teacher", "second_kl_to_teacher", "top1_agreement", "params")]
+    measured = [
+        point.figure(name) for name in ("ppl", "kl_to_teacher", "second_kl_to_teacher", "top1_agreement", "params")
+    ]
     return [as_number(point.name), *told, *measured, point.bytes, point.milliseconds, point.seconds]
 
 

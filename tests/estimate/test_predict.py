@@ -25,6 +25,7 @@ from compress.estimate.subject import EMBEDDED, subject_in
 from compress.estimate.work import World
 from compress.source import EmbeddedModel
 from compress.stage import DENSE, QUANTIZED, TEXT
+from compress.store import Store
 from compress.train.settings import Training
 from tests.models import save
 
@@ -36,7 +37,11 @@ SEVENTY = {
 
 
 def embedded() -> Form:
-    config = plain_config(EMBEDDED)
+    return form_of(EMBEDDED)
+
+
+def form_of(values: dict[str, Any]) -> Form:
+    config = plain_config(values)
     return Form(config, adapter_for(config).shape(config).widths)
 
 
@@ -59,6 +64,17 @@ def test_seventy_billion_in_three_seconds_of_the_processor(tmp_path: Path, cache
     params, seconds, heavy = json.loads(out.stdout)
     assert params == 70_553_706_496 and heavy == [] and seconds < 3
     assert [file.name for file in tmp_path.iterdir() if file != cache] == ["config.json"]
+
+
+def test_no_pipeline_is_checked_or_estimated_with_torch(tmp_path: Path, cache: Path) -> None:
+    code = (
+        "import sys\n"
+        "import compress\n"
+        f"for name in {pipelines()}:\n"
+        "    compress.run([f'+pipeline={name}', 'mode=estimate'])\n"
+        "    assert 'torch' not in sys.modules, name"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def test_the_command_prints_tables_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:
@@ -159,6 +175,12 @@ def test_a_folder_says_its_type(tmp_path: Path) -> None:
         (["+pipeline=mixed", "stages.quant.bits=inf"], "and a number"),
         (["+pipeline=nf4_gptq", "stages.quant.calibration.damping=inf"], "and a number"),
         (["+pipeline=qat_int8", "stages.quant.grid=nf4"], "for grid=int8"),
+        (["+pipeline=q4_0_gptq", "stages.quant.grid=q4_1"], "no grid 'q4_1'"),
+        (["+pipeline=q4_0_gptq", "stages.quant.embedding=q4_1"], "no grid 'q4_1'"),
+        (["+pipeline=int4_gptq", "stages.quant.grid=int4_g48"], "no grid 'int4_g48'"),
+        (["+pipeline=prune_search", "stages.prune.prune.keep=0.001"], "no candidate meets the budget"),
+        (["+pipeline=prune_search", "stages.prune.prune.keep=0.001", "own_text.tokens=0"], "no candidate"),
+        (["+pipeline=distill_only", "stages.distill.teacher_store=topk", "stages.distill.teacher_k=9999"], "9999"),
     ],
 )
 def test_what_a_run_refuses_is_refused(overrides: list[str], said: str, tmp_path: Path, cache: Path) -> None:
@@ -203,3 +225,35 @@ def test_what_is_in_memory_together_is_what_scoring_takes() -> None:
     from compress.prune import text_loss
 
     assert (stages.BATCH_TOKENS, stages.LOGIT_ROWS) == (layerwise.BATCH_TOKENS, text_loss.CHUNK)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_checks_the_memory_of_either_device(
+    device: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.estimate import fits, run
+
+    save("llama", tmp_path, tokenizer=False)
+    monkeypatch.setattr(run, "machine", lambda *_, **__: MACHINE)
+    config = build(compose(["+pipeline=prune_distill"]))
+    rows = run.predicted_rows(config, (tmp_path, tmp_path), Store(cache / "store"), own_written=True)
+    there = "_gpu_bytes" if device == "cuda" else "memory_bytes"
+    monkeypatch.setattr(fits, there, lambda: 80 << 30)
+    fits.check_memory(rows, config.stages, device)
+    monkeypatch.setattr(fits, there, lambda: 1 << 20)
+    with pytest.raises(UserError, match="GPU" if device == "cuda" else "this machine"):
+        fits.check_memory(rows, config.stages, device)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decoding_reads_what_each_stage_stores(tied: bool) -> None:
+    """An embedding that is not the head too gives one row for a token, on whatever grid it lies."""
+    from compress.estimate.run import decode_roofline
+
+    form = form_of(EMBEDDED | {"tie_word_embeddings": tied, "vocab_size": 400_000})
+    chain = plan("+pipeline=q4_0_gptq", "stages.quant.embedding=q4_0", written=True)
+    original, quantized = decode_roofline(replace(chain, original=form, first=form), MACHINE)
+    read = form.count() - (0 if tied else form.count("embedding"))
+    assert original["bytes_per_token"] == pytest.approx(2 * read, rel=0.01)
+    assert quantized["bytes_per_token"] == pytest.approx(4.5 / 8 * read, rel=0.05)
+    assert quantized["tokens_per_second"] == pytest.approx(MACHINE.bandwidth / quantized["bytes_per_token"])

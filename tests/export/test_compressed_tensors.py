@@ -10,6 +10,7 @@ import torch
 
 from compress.checkpoint import Checkpoint
 from compress.errors import UserError
+from compress.export.base import SAME_BF16, SAME_FP32, SAME_SCHEME
 from compress.export.compressed_tensors.settings import CompressedTensorsExport, Scheme
 from compress.export.verify import RoundTrip, compare
 from compress.runtime.loading import load_model
@@ -67,6 +68,37 @@ def test_bf16(tmp_path: Path) -> None:
         found = told(checkpoint, CompressedTensorsExport(scheme=Scheme(scheme), group=32), tmp_path / f"{scheme}_out")
         assert found.verified and found.emulation is not None, found.error
         assert found.emulation["mean_kl"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "tolerance", "said"),
+    [
+        ("w8a8", torch.float32, SAME_SCHEME, "per token"),
+        ("w8a16", torch.float32, SAME_FP32, "activations as they are"),
+        ("w4a16", torch.float32, SAME_FP32, "activations as they are"),
+        ("w4a16_asym", torch.bfloat16, SAME_BF16, "activations as they are"),
+        ("w8a8", torch.bfloat16, SAME_SCHEME, "per token"),
+    ],
+)
+def test_only_rounded_activations_are_forgiven(
+    scheme: str, dtype: torch.dtype, tolerance: float, said: str, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_of(tmp_path, dtype=dtype)
+    expectation = CompressedTensorsExport(scheme=Scheme(scheme), group=32).expect(checkpoint, IDS, load)
+    assert expectation.emulated is not None
+    assert expectation.tolerance == tolerance and said in expectation.scheme
+
+
+def test_one_step_for_all_tokens_is_said(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    import compress
+    from tests.pipelines.helpers import tiny_run
+
+    more = ["stages.quant.activations=int8_static", "evaluate.prompts=[]", "evaluate.speed=false"]
+    report = compress.run(tiny_run("int8", tiny_llama, text_file, tmp_path / "out", *more))
+    artifact = report["artifacts"][1]
+    assert artifact["verified"], artifact["error"]
+    assert "one step for each layer" in artifact["emulation"]["scheme"]
+    assert "per token" not in artifact["emulation"]["scheme"]
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a16", "w4a16", "w4a16_asym"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from compress import grid_names
 from compress.errors import UserError
 from compress.grids import GGUF, GRIDS, Grid, grid_named, level_of, value_of
 
@@ -112,3 +113,7 @@ def test_unknown_name_lists_the_grids() -> None:
     with pytest.raises(UserError, match="no grid 'int5'") as raised:
         grid_named("int5")
     assert "q4_0" in str(raised.value.hint)
+
+
+def test_names_are_known_without_the_grids() -> None:
+    assert tuple(GRIDS) == grid_names.NAMES

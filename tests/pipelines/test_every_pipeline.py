@@ -147,7 +147,7 @@ def test_an_optional_export_is_left_out_aloud(
 def test_an_optional_export_that_cannot_say_the_result_is_left_out(
     tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
 ) -> None:
-    """Known only after the work: nothing lies on an integer grid."""
+    """Nothing will lie on an integer grid."""
     more = ["stages.quant.grid=q4_0", "evaluate.prompts=[]", "evaluate.speed=false"]
     report = compress.run(tiny_run("int4_gptq", tiny_llama, text_file, tmp_path / "out", *more))
     assert [artifact["name"] for artifact in report["artifacts"]] == ["hf"] and report["artifacts"][0]["verified"]

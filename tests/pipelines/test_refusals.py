@@ -73,6 +73,12 @@ def test_a_model_that_overflows(model: Path, text_file: Path, tmp_path: Path, ca
         ("nf4", "gguf=gguf export.gguf.type=q4_0", "round twice"),
         ("nf4", "onnx=onnx export.onnx.type=int8", "round twice"),
         ("qat_nf4", "pte=executorch export.pte.type=8da4w", "round twice"),
+        ("mixed", "ct=compressed_tensors", "no weights on an INT8 or INT4 grid"),
+        ("mixed", "ct=compressed_tensors export.ct.scheme=w8a8", "would round it twice"),
+        ("mixed", "onnx=onnx export.onnx.type=int8", "a projection may lie on the grid q4_0"),
+        ("int8", "onnx=onnx export.onnx.type=int8 stages.quant.embedding=q8_0", "embedding lies on the grid q8_0"),
+        ("int8", "pte=executorch export.pte.type=8da4w stages.quant.embedding=q8_0", "embedding lies on the grid q8_0"),
+        ("q4_0_gptq", "it=gguf export.it.type=q4_0 stages.quant.embedding=nf4", "embedding lies on the grid nf4"),
         ("prune_only", "gguf=gguf +export.gguf.tensors={mlp.downproj:q8_0}", "in the name of no weight"),
     ],
 )

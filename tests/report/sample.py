@@ -164,7 +164,7 @@ def bare() -> dict[str, Any]:
     """Nothing that a run may leave out: one stage that says nothing of itself, no speed, no answers, no artifact."""
     report = full()
     report["stages"] = [stage("quant", "int8", figures(0.01, 0.02), {})]
-    report["won_back"], report["artifacts"] = [], []
+    report["won_back"], report["artifacts"], report["source_file"] = [], [], None
     report["model"] |= {"bytes": None, "note": "", "licence": None}
     for side in ("baseline", "final"):
         report[side] = {k: v for k, v in report[side].items() if k not in ("speed", "tasks")} | {"answers": []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,21 @@ def test_a_figure_that_is_not_finite_stays_out() -> None:
     read = ModelCard(card.render(report, artifact)).data.eval_results or []
     assert "perplexity" in {r.metric_type for r in read if r.dataset_name != "speeches"}
     assert "perplexity" not in {r.metric_type for r in read if r.dataset_name == "speeches"}
+
+
+def test_an_artifact_too_short_for_the_windows_has_a_card(tmp_path: Path) -> None:
+    """It is verified, and has no figures of quality."""
+    from huggingface_hub import ModelCard
+
+    report = full()
+    artifact = report["artifacts"][0]
+    artifact |= {"metrics": {}, "path": str(tmp_path)}
+    card.write_cards(report)
+    text = (tmp_path / "README.md").read_text()
+    assert "| this artifact |  |  |  |  | 50.0M | 59.0 MB |" in text
+    read = ModelCard(text).data
+    assert read.to_dict()["base_model_relation"] == "quantized" and not read.eval_results
+    (tmp_path / "README.md").unlink()
+    artifact |= {"verified": False, "loaded": False}
+    card.write_cards(report)
+    assert not list(tmp_path.iterdir())

@@ -47,7 +47,9 @@ def test_main_table_has_a_row_for_everything_measured() -> None:
     assert rows[1] == ("prune", "36.44", "0.600", "54.9%", "0.850", "50.0M", "100.0 MB", "61 s")
     report["stages"][0]["cached"] = True
     assert form.main_table(report)[1][-1] == "61 s (stored)"
-    report["artifacts"][0]["metrics"] = {}  # it did not load
+    report["artifacts"][0]["metrics"] = {}  # its context is shorter than the windows
+    assert form.main_table(report)[-1] == ("artifact hf", "", "", "", "", "50.0M", "59.0 MB", "")
+    report["artifacts"][0] |= {"verified": False, "loaded": False}
     assert len(form.main_table(report)) == 5
 
 
@@ -106,3 +108,6 @@ def test_artifacts_stand_beside_the_original_in_their_runtimes() -> None:
     ]
     assert all(len(row) == len(form.RUNTIME_HEADER) for row in rows)
     assert all(row[4].endswith("x") and row[6].endswith(" s") for row in rows[1:])
+    report = full()
+    report["artifacts"][0] |= {"metrics": {}, "speed": {"decode_tokens_per_second": 31.4}}
+    assert form.runtime_rows(report)[-1] == ("hf", "transformers", "59.0 MB", "", "", "", "3.7 s", "", "31")

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from compress.report.write import finite
 from tests.report.sample import full
 
 KEEP = (0.6, 0.7, 0.8, 0.9)
@@ -59,4 +60,4 @@ def place(
     known = {"number": number, "overrides": overrides, "alone": True, "process": 1, "state": "done"}
     (folder / "run.json").write_text(json.dumps(known | record))
     if report is not None:
-        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "report.json").write_text(json.dumps(finite(report), allow_nan=False))

@@ -65,6 +65,27 @@ def test_every_measured_artifact_is_a_point(folder: Path) -> None:
     assert (runs.failures[0].name, runs.failures[0].problem) == ("2 broken", "it does not load")
 
 
+def test_a_verified_artifact_without_a_perplexity_is_a_point_and_no_failure(folder: Path) -> None:
+    """Its context is shorter than the windows: it has a size and a speed."""
+    file = folder / "2" / "report.json"
+    report = json.loads(file.read_text())
+    speed = {"decode_tokens_per_second": 50.0}
+    report["artifacts"].append(report["artifacts"][0] | {"name": "pte", "bytes": 1234, "speed": speed, "metrics": {}})
+    file.write_text(json.dumps(report))
+    runs = collect(folder)
+    index = next(index for index, point in enumerate(runs.points) if point.name == "2 pte")
+    point = runs.points[index]
+    assert point.verified and (point.bytes, point.milliseconds) == (1234, 20.0)
+    assert "2 pte" not in [failure.name for failure in runs.failures]
+    shown = dict(zip(header(runs), cells(runs, point), strict=True))
+    assert (shown["ppl"], shown["KL"], shown["size"], shown["ms/token"]) == ("", "", "1.2 kB", "20.0")
+    assert all(index not in standing(runs.points, quality).front for quality in QUALITIES)
+    write_sweep(folder)
+    row = next(row for row in csv.DictReader((folder / "sweep.csv").open()) if row["run"] == "2 pte")
+    assert (row["ppl"], row["bytes"], row["problem"]) == ("", "1234", "")
+    assert "1.2 kB, quality not measured, 20.0 ms per token" in (folder / "sweep.html").read_text()
+
+
 def test_what_is_not_verified_is_never_recommended(folder: Path) -> None:
     points = collect(folder).points
     for quality in QUALITIES:

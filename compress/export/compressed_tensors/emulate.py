@@ -28,15 +28,22 @@ if TYPE_CHECKING:
     from compress.export.base import Load
 
 
+ROUNDED = {
+    INT8_TOKENS: "activations rounded to 8 bits per token with 127.5 steps",
+    INT8_STATIC: "activations rounded to 8 bits with one step for each layer",
+}
+
+
 @torch.no_grad()
 def expected(
     checkpoint: Checkpoint, scheme: Scheme, group: int, ids: Tensor, load: Load
-) -> tuple[Tensor, Tensor | None]:
-    """Logits [length, vocab] of the pipeline's model, and of its emulation where the two compute differently."""
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Logits [length, vocab] of the pipeline's model, of its emulation where the two compute differently, and how the
+    latter rounds activations, in words: nothing if it does not."""
     model = load(checkpoint, None)
     pipeline = answer(model, ids)
     dense = {name for name, value, _ in delivered(checkpoint) if not isinstance(value, Encoded)}
-    rules, differs = {}, False
+    rules, differs, rounded = {}, False, set[str]()
     for name, value, kind in chosen(checkpoint, scheme, group):
         if kind is None:
             continue
@@ -45,14 +52,16 @@ def expected(
         before: Any = model.get_submodule(path)
         differs |= kind.activations is not None or name in dense or not isinstance(before, nn.Linear)
         replace_module(model, path, plain_linear(value, kind, before.bias).to(model.device))
+        if kind.activations is not None:
+            rounded.add(ROUNDED[kind.activations])
         if kind.activations == INT8_TOKENS:
             rules[path] = tokens_to_int8
         elif kind.activations == INT8_STATIC:
             rules[path] = partial(range_to_int8, step=(value.parts[INPUT_ABSMAX] / 127).to(value.dtype))
     if not differs:
-        return pipeline, None
+        return pipeline, None, []
     with rounded_inputs(model, rules):
-        return pipeline, answer(model, ids)
+        return pipeline, answer(model, ids), sorted(rounded)
 
 
 def plain_linear(encoded: Encoded, kind: Kind, bias: Tensor | None) -> nn.Linear:

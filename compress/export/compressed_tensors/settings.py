@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
 from compress.export.base import SAME_BF16, SAME_FP32, SAME_SCHEME, Expectation, Export
+from compress.grid_names import GROUPS
 from compress.stage import DENSE
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
     from compress.checkpoint import Checkpoint
     from compress.export.base import Load
-
-GROUPS = (32, 64, 128)
+    from compress.stage import Grids
 
 
 class Scheme(str, Enum):
@@ -78,15 +78,17 @@ class CompressedTensorsExport(Export):
                     f"Give a smaller group, of {GROUPS}.",
                 )
 
-    def check_grid(self, grid: str) -> None:
-        """INT8 and INT4 only."""
+    def check_grids(self, grids: Grids) -> None:
+        """INT8 and INT4 only; an embedding is decoded."""
         from compress.export.compressed_tensors.write import kind_of, nothing_found
         from compress.grids import grid_named
 
-        if grid == DENSE:
+        if grids.linears == (DENSE,):
             if self.scheme is Scheme.auto:
                 raise nothing_found()
-        elif kind_of("the model", grid_named(grid), self.scheme, None) is None:
+            return
+        kinds = [kind_of("the model", grid_named(grid), self.scheme, None) for grid in grids.linears]
+        if kinds and not any(kinds):
             raise nothing_found()
 
     def runtime(self, checkpoint: Checkpoint) -> str:
@@ -109,9 +111,10 @@ class CompressedTensorsExport(Export):
         """The pipeline's model; where activations are rounded, or weights were here, an emulation too."""
         from compress.export.compressed_tensors.emulate import expected
 
-        pipeline, emulated = expected(checkpoint, self.scheme, self.group, ids, load)
-        if emulated is None:
-            whole = checkpoint.dtype_name == "float32"
-            return Expectation(pipeline, self.within(SAME_FP32 if whole else SAME_BF16))
-        scheme = "weights as written, activations rounded to 8 bits per token with 127.5 steps"
-        return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+        pipeline, emulated, rounded = expected(checkpoint, self.scheme, self.group, ids, load)
+        if rounded:
+            scheme = f"weights as written, {' and '.join(rounded)}"
+            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+        same = self.within(SAME_FP32 if checkpoint.dtype_name == "float32" else SAME_BF16)
+        scheme = "weights as written, activations as they are" if emulated is not None else ""
+        return Expectation(pipeline, same, emulated, scheme)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
 from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
-from compress.stage import DENSE
+from compress.grid_names import GROUPS, integer_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from compress.checkpoint import Checkpoint
     from compress.export.base import Load
+    from compress.stage import Grids
 
 FILE = "model.pte"
-GROUPS = (32, 64, 128)
 SHORTEST = 2
 
 # ExecuTorch's own names, of which one is no name in Python
@@ -68,14 +68,15 @@ class ExecutorchExport(Export):
         """Those of the cache."""
         return self.context
 
-    def check_grid(self, grid: str) -> None:
+    def check_grids(self, grids: Grids) -> None:
         """XNNPACK has products for INT8 and symmetric INT4, and dense weights can be rounded to them."""
-        products = (DENSE, "int8", *(f"int4_g{group}" for group in GROUPS))
-        if self.type is EIGHT_FOUR and grid not in products:
-            raise UserError(
-                f"the export executorch would round twice: the model is on the grid {grid}, and type=8da4w.",
-                "Give the export type=fp32, or quantize on a grid of XNNPACK: int8 or a symmetric int4.",
-            )
+        if self.type is not EIGHT_FOUR:
+            return
+        products = ("int8", *(integer_name(4, group, True) for group in GROUPS))
+        hint = "Give the export type=fp32, or the stage a grid of XNNPACK: int8 or a symmetric int4."
+        self.check_codes("a projection", grids.linears, products, "type=8da4w", hint)
+        hint = "Give the export type=fp32, or the stage embedding=int8 (null leaves it dense)."
+        self.check_codes("the embedding", grids.embedding, products, "type=8da4w", hint)
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """ExecuTorch's own."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Optional
 
 from compress.errors import UserError
 from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
-from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from compress.checkpoint import Checkpoint
     from compress.export.base import Load
+    from compress.stage import Grids
 
 FILE = "model.gguf"
 
@@ -72,26 +72,28 @@ class GGUFExport(Export):
                     f"Names are such as {names[len(names) // 2]}.",
                 )
 
-    def check_grid(self, grid: str) -> None:
+    def check_grids(self, grids: Grids) -> None:
         """What lies on another grid than ggml's is decoded, into f16 only."""
-        from compress.grids import GGUF, grid_named
-
-        if grid != DENSE and self.type is not GGUFType.f16 and not isinstance(grid_named(grid), GGUF):
-            raise UserError(
-                f"the export gguf would round twice: the model is on the grid {grid}, and type={self.type.value}.",
-                "Quantize on a GGUF grid instead (q4_0, q8_0, q5_0, q5_1), or give the export type=f16.",
-            )
+        kept = [kind.value for kind in GGUFType]
+        if self.type is not GGUFType.f16:
+            hint = "Quantize on a GGUF grid instead (q4_0, q8_0, q5_0, q5_1), or give the export type=f16."
+            self.check_codes("a projection", grids.linears, kept, f"type={self.type.value}", hint)
+        if self.outer is not GGUFType.f16:
+            hint = "Give the stage embedding=q8_0 (null leaves it dense), or the export embedding=f16."
+            self.check_codes("the embedding", grids.embedding, kept, f"it is to be {self.outer.value}", hint)
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """llama.cpp through llama-cpp-python."""
         return "llama_cpp"
 
+    @property
+    def outer(self) -> GGUFType:
+        """Of a dense embedding and output head."""
+        return self.embedding or (GGUFType.f16 if self.type is GGUFType.f16 else GGUFType.q8_0)
+
     def type_of(self, name: str, embedding: bool) -> GGUFType:
         """The type of the dense matrix `name`."""
-        chosen = self.type
-        if embedding:
-            beside = GGUFType.f16 if self.type is GGUFType.f16 else GGUFType.q8_0
-            chosen = self.embedding or beside
+        chosen = self.outer if embedding else self.type
         for part, exception in self.tensors.items():
             if part in name:
                 chosen = exception

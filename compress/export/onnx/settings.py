@@ -7,15 +7,14 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional
 
-from compress.errors import UserError
 from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
-from compress.stage import DENSE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from compress.checkpoint import Checkpoint
     from compress.export.base import Load
+    from compress.stage import Grids
 
 FILE = "model.onnx"
 DATA = FILE + ".data"
@@ -54,13 +53,14 @@ class OnnxExport(Export):
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     install: ClassVar[str] = "pip install 'compress[runtimes]' (or onnx, onnxscript and onnxruntime)"
 
-    def check_grid(self, grid: str) -> None:
+    def check_grids(self, grids: Grids) -> None:
         """INT8 products need the INT8 grid, or dense weights to round."""
-        if self.type is OnnxType.int8 and grid not in (DENSE, "int8"):
-            raise UserError(
-                f"the export onnx would round twice: the model is on the grid {grid}, and type=int8.",
-                "Give the export type=fp32, or quantize on the INT8 grid: quant@stages.quant=int8.",
-            )
+        if self.type is OnnxType.int8:
+            hint = "Give the export type=fp32, or quantize on the INT8 grid: quant@stages.quant=int8."
+            self.check_codes("a projection", grids.linears, ("int8",), "type=int8", hint)
+        if self.outer is OnnxType.int8:
+            hint = "Give the export embedding=fp32, or the stage embedding=int8 (null leaves it dense)."
+            self.check_codes("the embedding", grids.embedding, ("int8",), "it is to be int8", hint)
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """onnxruntime on the CPU."""

@@ -124,8 +124,8 @@ def solve_layers(
     if errors:
         worst = max(errors, key=errors.__getitem__)
         context.progress.say(
-            f"error of what the layers compute: {fmean(errors.values()):.2%} of its energy, rounded to nearest "
-            f"{fmean(plain.values()):.2%}; most in {worst} ({errors[worst]:.2%}, rounded {plain[worst]:.2%})"
+            f"error of what the layers compute: {share(fmean(errors.values()))} of its energy, rounded to nearest "
+            f"{share(fmean(plain.values()))}; most in {worst} ({share(errors[worst])}, rounded {share(plain[worst])})"
         )
     start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
     return start
@@ -147,12 +147,16 @@ def layer_by_layer(
         told.update(new)
         if new:
             worst = max(new, key=errors.__getitem__)
-            progress.say(
-                f"layer {number}: error {fmean(errors[path] for path in new):.2%}, rounded to nearest "
-                f"{fmean(plain[path] for path in new):.2%}; most in {worst.rpartition('.')[2]} ({errors[worst]:.2%})"
-            )
+            now, before = (share(fmean(each[path] for path in new)) for each in (errors, plain))
+            most = f"{worst.rpartition('.')[2]} ({share(errors[worst])})"
+            progress.say(f"layer {number}: error {now}, rounded to nearest {before}; most in {most}")
 
     return done
+
+
+def share(fraction: float) -> str:
+    """In percent: "2.1%", "0.0054%"."""
+    return f"{100 * fraction:.2g}%"
 
 
 def with_range(encoded: Encoded, largest: float | None) -> Encoded:

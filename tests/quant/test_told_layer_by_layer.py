@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.quant.run import layer_by_layer
+from compress.quant.run import layer_by_layer, share
 from compress.stage import Quiet
 
 
@@ -22,5 +22,9 @@ def test_every_layer_is_told_once_with_the_error_before_and_after() -> None:
                 errors[f"layers.{number}.{name}"], plain[f"layers.{number}.{name}"] = error, 2 * error
         done(1)
     assert units == [1, 1, 1]
-    said = "error 2.00%, rounded to nearest 4.00%; most in down_proj (3.00%)"
+    said = "error 2%, rounded to nearest 4%; most in down_proj (3%)"
     assert lines == [f"layer 0: {said}", f"layer 2: {said}"]
+
+
+def test_small_errors_are_no_zeros() -> None:
+    assert share(5.44e-5) == "0.0054%" and share(0.021) == "2.1%"

@@ -16,7 +16,7 @@ from compress.data.windows import joined_windows, readable
 from compress.errors import UserError
 from compress.losses.terms import comparable
 from compress.prune.nested import drop_weights, hand_over, run_inside
-from compress.prune.search import divided, none_left
+from compress.prune.search import none_left
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
 from compress.train.module import head_weight, last_hidden
@@ -30,7 +30,7 @@ WINDOW = 256
 def run_search(checkpoint: Checkpoint, settings: PruneSearch, context: Context) -> tuple[Checkpoint, Metrics]:
     """Judge every candidate; what compensation left of the best one is the result."""
     possible, refused = settings.possible(checkpoint.config)
-    fitted, judging = divided(context.corpus.calibration)
+    fitted, judging = settings.divide(context.corpus.calibration)
     context = replace(context, corpus=replace(context.corpus, calibration=fitted))
     windows = judging_windows(context, judging, settings.judge_tokens)
     rows: list[dict[str, Any]] = []

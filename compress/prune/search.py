@@ -100,24 +100,20 @@ class PruneSearch(CutAndHeal):
         if not possible:
             raise none_left(refused)
 
-    def divide(self, documents: Documents) -> tuple[Documents, Documents]:
-        """As `divided`: both parts must give a window."""
-        return divided(documents)
+    @staticmethod
+    def divide(documents: Documents) -> tuple[Documents, Documents]:
+        """The calibration text without its last documents, and these: nothing is fitted on what judges.
+
+        A text of one document is both.
+        """
+        apart = len(documents) // JUDGING or min(1, len(documents) - 1)
+        return (documents[:-apart], documents[-apart:]) if apart else (documents, documents)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Try them all."""
         from compress.prune.contest import run_search
 
         return run_search(checkpoint, self, context)
-
-
-def divided(documents: Documents) -> tuple[Documents, Documents]:
-    """The calibration text without its last documents, and these: nothing is fitted on what judges.
-
-    A text of one document is both.
-    """
-    apart = len(documents) // JUDGING or min(1, len(documents) - 1)
-    return (documents[:-apart], documents[-apart:]) if apart else (documents, documents)
 
 
 def none_left(refused: dict[str, str]) -> UserError:

@@ -170,10 +170,8 @@ def test_a_teacher_of_another_shape_cannot_compensate(
 
 @pytest.mark.parametrize(("count", "apart"), [(1, 0), (2, 1), (3, 1), (12, 3)])
 def test_nothing_is_fitted_on_what_judges(count: int, apart: int) -> None:
-    from compress.prune.search import divided
-
     documents = tuple(f"document {number}" for number in range(count))
-    fitted, judging = divided(documents)
+    fitted, judging = PruneSearch.divide(documents)
     assert judging == (documents[-apart:] if apart else documents)
     assert fitted + judging == documents or not apart
 

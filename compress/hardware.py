@@ -6,6 +6,8 @@ import platform
 from functools import cache
 from pathlib import Path
 
+HALF = {"bfloat16": {"avx512_bf16", "bf16"}, "float16": {"avx512_fp16"}}
+"""Half precisions, and what processors that multiply in them call it (x86, ARM)."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container, or a job of a cluster, reads its own limit (cgroup versions 2 and 1)."""
 
@@ -18,12 +20,22 @@ def processor() -> tuple[str, frozenset[str]]:
     except OSError:
         return platform.processor() or platform.machine(), frozenset()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return found.get("model name", platform.machine()), frozenset(found.get("flags", "").split())
+    flags = found.get("flags", found.get("Features", ""))  # x86, ARM
+    return found.get("model name", platform.machine()), frozenset(flags.split())
+
+
+def native(dtype: str) -> bool:
+    """Whether this processor multiplies numbers of type `dtype`, such as "bfloat16".
+
+    A half precision that it does not have is emulated by torch, number by number: on a processor with AVX2 alone, 0.8
+    GFLOP/s were measured where fp32 has 47.
+    """
+    return dtype not in HALF or not HALF[dtype].isdisjoint(processor()[1])
 
 
 def native_bf16() -> bool:
-    """Whether training on this processor computes in bf16 (`compress.train.fit.lightning_precision` asks torch)."""
-    return "avx512_bf16" in processor()[1]
+    """Whether models compute in bf16 on this processor, else in fp32."""
+    return native("bfloat16")
 
 
 def memory_bytes() -> int:

@@ -139,16 +139,20 @@ class Grids:
     linears: tuple[str, ...]
     embedding: tuple[str, ...]
     """And of the output head."""
+    adapter: bool = False
+    """Whether an adapter lies beside them."""
 
 
 def last_grids(stages: Mapping[str, Any]) -> Grids:
     """Grids of the last stage that quantizes, from its `grid_name` or `candidates`, and its `embedding`."""
+    adapter = any(ADAPTER in stage.gives for stage in stages.values())
     last = next((stage for stage in reversed(list(stages.values())) if QUANTIZED in stage.gives), None)
     if last is None:
-        return Grids((DENSE,), (DENSE,))
+        return Grids((DENSE,), (DENSE,), adapter)
     candidates, name = tuple(getattr(last, "candidates", ())), getattr(last, "grid_name", None)
     embedding = getattr(last, "embedding", None)
-    return Grids(candidates or ((name,) if name else ()), (embedding,) if embedding else candidates or (DENSE,))
+    outer = (embedding,) if embedding else candidates or (DENSE,)
+    return Grids(candidates or ((name,) if name else ()), outer, adapter)
 
 
 def hint_for(name: str, trait: str) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.hardware import HALF, native
+
 RELOAD = Path(__file__).with_name("reload.py")
 
 
@@ -38,10 +40,11 @@ class FreshProcess:
     def __init__(self, runtime: str, artifact: Path, threads: int, longest: int) -> None:
         self._exchange = tempfile.TemporaryDirectory()
         self._errors = (Path(self._exchange.name) / "stderr").open("w+")
+        slow = [name for name in HALF if not native(name)]
         self._child = subprocess.Popen(
             [
                 *[sys.executable, "-I", str(RELOAD), runtime, str(artifact)],
-                json.dumps({"threads": threads, "longest": longest}),
+                json.dumps({"threads": threads, "longest": longest, "slow": slow}),
             ],
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,

@@ -36,11 +36,12 @@ def write_merged(checkpoint: Checkpoint, folder: Path) -> None:
     Encoding the sum on the 4-bit grid again would throw away what the adapter won, so the merged form is dense.
     """
     from compress.arch import adapter_for
+    from compress.runtime.encoded import compute_dtype
     from compress.runtime.loading import load_model
 
-    model = load_model(checkpoint.folder)
+    dtype = compute_dtype(checkpoint)
+    model = load_model(checkpoint.folder, dtype=dtype)
     conv1d = adapter_for(checkpoint.config).modules.conv1d
-    dtype = getattr(torch, checkpoint.dtype_name)
     writer = TensorWriter(folder)
     for name, tensor in merged_weights(model, conv1d):
         writer.add(name, tensor.detach().to("cpu", dtype))

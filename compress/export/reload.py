@@ -1,6 +1,8 @@
 """Run in a fresh process, by path: loads an artifact as its users will, and answers questions about it.
 
-    python -I reload.py RUNTIME ARTIFACT '{"threads": 2, "longest": 1024}'
+    python -I reload.py RUNTIME ARTIFACT '{"threads": 2, "longest": 1024, "slow": []}'
+
+`slow` names half precisions this processor has no products in: what is stored in them computes in fp32.
 
 Questions come as lines of JSON on standard input, answers go out the same way; arrays go through safetensors files.
 Nothing of this project is imported here (but for artifacts that only it reads): what works in this file works for
@@ -51,15 +53,23 @@ class WithTokenizer(Protocol):
 class Transformers:
     """Plain `from_pretrained`, adapters and quantized layers as transformers finds them."""
 
-    def __init__(self, folder: str, threads: int, longest: int) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         del longest
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.torch = torch
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        fp32 = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.") in slow
+        more = {"dtype": torch.float32} if fp32 else {}
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, **more).eval()
+        for parameter in self.model.parameters() if fp32 else ():
+            if parameter.is_floating_point():  # loaded as stored beside quantized layers
+                parameter.data = parameter.data.float()
+        for module in self.model.modules() if fp32 else ():
+            if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit layers
+                module.compute_dtype = torch.float32
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -81,13 +91,13 @@ class Transformers:
 class Compress(Transformers):
     """`compress.load`, for the layout that only it reads."""
 
-    def __init__(self, folder: str, threads: int, longest: int) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
         import torch
         from transformers import AutoTokenizer
 
         import compress
 
-        del longest
+        del longest, slow
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.torch = torch
@@ -98,9 +108,10 @@ class Compress(Transformers):
 class LlamaCpp:
     """llama.cpp through llama-cpp-python."""
 
-    def __init__(self, folder: str, threads: int, longest: int) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
         from llama_cpp import Llama
 
+        del slow
         file = next(iter(sorted(Path(folder).glob("*.gguf"))))
 
         def make(every: bool, verbose: bool = False) -> Any:
@@ -145,10 +156,10 @@ class LlamaCpp:
 class OnnxRuntime:
     """onnxruntime on the CPU; its cache goes in and comes out as arrays."""
 
-    def __init__(self, folder: str, threads: int, longest: int) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
         import onnxruntime
 
-        del longest
+        del longest, slow
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # processors with AVX2 but no VNNI would saturate sums of products of 8-bit codes
@@ -187,11 +198,12 @@ class OnnxRuntime:
 class ExecuTorch:
     """ExecuTorch's runtime; its cache is inside the program."""
 
-    def __init__(self, folder: str, threads: int, longest: int) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
         import torch
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime as Programs
 
+        del slow
         _unsafe_reset_threadpool(threads)
         self.torch = torch
         # both are kept: a method does not keep its program alive

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from compress.errors import UserError
 from compress.export.base import SAME_BF16, SAME_FP32, Expectation, Export
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from compress.checkpoint import Checkpoint
     from compress.export.base import Load
+    from compress.stage import Grids
 
 OWN_USAGE = (
     "# with the package compress that made it installed: plain transformers does not know these grids\n"
@@ -49,6 +51,14 @@ class HFExport(Export):
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")'
     )
     plain_transformers: ClassVar[bool] = True
+
+    def check_grids(self, grids: Grids) -> None:
+        """Refuse to merge an adapter that no stage makes."""
+        if self.merge is Merge.dense and not grids.adapter:
+            raise UserError(
+                f"export.{self.format}.merge=dense adds an adapter to its base, and no stage here makes one.",
+                "Leave it out, or end the chain with an adapter: +recover@stages.recover=qlora.",
+            )
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """`compress` for a layout of ours."""

@@ -12,7 +12,7 @@ import torch
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.grids import Encoded
-from compress.runtime.encoded import encoded_tensors, quantization_of
+from compress.runtime.encoded import compute_dtype, encoded_tensors, quantization_of
 from compress.stage import ADAPTER, DENSE
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor | Encoded, Gri
         from compress.runtime.loading import load_model
 
         conv1d = adapter_for(checkpoint.config).modules.conv1d
-        for name, tensor in merged_weights(load_model(checkpoint.folder), conv1d):
+        for name, tensor in merged_weights(load_model(checkpoint.folder, dtype=compute_dtype(checkpoint)), conv1d):
             yield name, tensor.detach(), None
         return
     yield from encoded_tensors(checkpoint)

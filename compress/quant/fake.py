@@ -80,6 +80,7 @@ class GridWeight(nn.Module):
         self.register_buffer("table", torch.unique(grid.levels).to(levels.device), persistent=False)
         self.latent = nn.Parameter(latent_of(levels.float(), goal.float(), scales, self.table))
         self.factor = nn.Parameter(torch.zeros_like(self.start))
+        self.factor.table = True  # type: ignore[attr-defined]  # one number a block: no matrix, to Muon
         self.low_rank: nn.ParameterList | None = None
 
     def add_low_rank(self, rank: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.hardware import native_bf16
 from compress.keys import module_version
 from compress.report.won_back import won_back
 
@@ -65,7 +66,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
         },
         "text": text_facts(facts.corpus),
         "second_text": text_facts(facts.second),
-        "protocol": protocol(config, baseline),
+        "protocol": protocol(config, baseline, facts.run["device"]),
         "baseline": baseline,
         "stages": facts.stages,
         "won_back": won_back(baseline, facts.stages),
@@ -104,12 +105,13 @@ def versions(facts: Facts) -> dict[str, str]:
     return known | {name: module_version(name) for name in sorted(runtimes)}
 
 
-def protocol(config: Config, baseline: dict[str, Any]) -> str:
+def protocol(config: Config, baseline: dict[str, Any], device: str) -> str:
     """One sentence without which a perplexity means nothing."""
     windows = f"{baseline['windows']} + {baseline['second_windows']}"
+    emulated = device == "cpu" and not native_bf16()
+    computed = "fp32 (this processor has no products in bf16)" if emulated else "the type of the weights"
     scored = f"{baseline['scored_tokens']} + {baseline['second_scored_tokens']}"
     return (
         f"Held-out text joined as it stands, {windows} non-overlapping windows of at most {config.evaluate.window} "
-        f"tokens ({scored} scored, the first of each window not), logits in the type of the weights, "
-        "log-probabilities in fp32."
+        f"tokens ({scored} scored, the first of each window not), logits in {computed}, log-probabilities in fp32."
     )

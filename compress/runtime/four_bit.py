@@ -165,6 +165,14 @@ def use_four_bit_kernels(model: nn.Module) -> None:
             module.__class__ = KernelLinear4bit
 
 
+def use_four_bit_type(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let bitsandbytes' 4-bit layers compute in `dtype`, whatever the checkpoint says."""
+    for module in model.modules():
+        if is_four_bit(module):
+            layer: Any = module
+            layer.compute_dtype = dtype
+
+
 def is_four_bit(module: Any) -> bool:
     """Whether `module` is a bitsandbytes 4-bit layer; does not import bitsandbytes if nobody has yet."""
     if "bitsandbytes" not in sys.modules:

@@ -15,6 +15,7 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.checkpoint import Checkpoint
 from compress.grids import Encoded, Int8
+from compress.hardware import native
 from compress.quiet import quiet_transformers
 from compress.runtime.encoded import (
     INPUT_ABSMAX,
@@ -25,7 +26,7 @@ from compress.runtime.encoded import (
     encoded_tensors,
     quantization_of,
 )
-from compress.runtime.four_bit import put_on_codes, use_four_bit_kernels
+from compress.runtime.four_bit import put_on_codes, use_four_bit_kernels, use_four_bit_type
 from compress.runtime.int8 import Int8Linear
 from compress.runtime.modules import replace_module
 
@@ -42,7 +43,7 @@ def load_model(
 
     Args:
         folder: Hugging Face layout; an adapter beside the base is applied.
-        dtype: of the dense tensors; as stored by default.
+        dtype: of the dense tensors, and of products; by default as stored, or fp32 where `slow_half` says so.
         device: where to.
         plain: exactly as `from_pretrained` gives it, without our kernels.
         as_codes: 4-bit weights of our own layout stay codes, to be run; by default they are decoded, to be measured,
@@ -52,6 +53,9 @@ def load_model(
 
     checkpoint = Checkpoint(folder, frozenset())
     own = quantization_of(checkpoint.raw_config)
+    slow = dtype is None and slow_half(compute_dtype(checkpoint), device)
+    if slow:
+        dtype = torch.float32
     if own is not None:
         return load_own(checkpoint, own, dtype, device, as_codes)
     with quiet_transformers():
@@ -60,10 +64,21 @@ def load_model(
         )
     # its INT8 layers say at every product that they cast their input
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if dtype is not None:
+        for parameter in model.parameters():  # what lies beside quantized layers is loaded as stored
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    if slow:
+        use_four_bit_type(model, torch.float32)
     if not plain:
         use_four_bit_kernels(model)
         use_int8_kernels(model)
     return model.eval()
+
+
+def slow_half(dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether `device` is a processor without products in this half precision: what lies in it computes in fp32."""
+    return torch.device(device).type == "cpu" and not native(str(dtype).removeprefix("torch."))
 
 
 def load_own(

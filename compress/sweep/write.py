@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
+from compress.preparation import check_writable
 from compress.store import write_atomically
 
 
@@ -44,4 +45,5 @@ def report_folder(folder: str | None) -> dict[str, Any]:
     found = Path(folder).expanduser()
     if not found.is_dir():
         raise UserError(f"sweep.folder={folder} is no folder.", "Give a folder with finished runs below it.")
+    check_writable(found, "a copy of it (the page and the table go into sweep.folder)")
     return {"message": write_sweep(found), "status": 0}

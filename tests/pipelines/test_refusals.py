@@ -80,6 +80,9 @@ def test_a_model_that_overflows(model: Path, text_file: Path, tmp_path: Path, ca
         ("int8", "pte=executorch export.pte.type=8da4w stages.quant.embedding=q8_0", "embedding lies on the grid q8_0"),
         ("q4_0_gptq", "it=gguf export.it.type=q4_0 stages.quant.embedding=nf4", "embedding lies on the grid nf4"),
         ("prune_only", "gguf=gguf +export.gguf.tensors={mlp.downproj:q8_0}", "in the name of no weight"),
+        ("nf4", "gguf=gguf +export.gguf.tensors={down_proj:q8_0}", "tensors has down_proj: q8_0"),
+        ("q4_0_gptq", "g=gguf +export.g.tensors={embed:q4_0} stages.quant.embedding=nf4", "embedding lies on the grid"),
+        ("prune_only", "more=hf export.more.merge=dense", "no stage here makes one"),
     ],
 )
 def test_what_an_export_cannot_say_is_refused_before_the_work(

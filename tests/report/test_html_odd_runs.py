@@ -42,6 +42,21 @@ def test_a_quantizer_that_only_rounds_lists_its_weights() -> None:
     assert text.index("layer 4 self_attn.v_proj") < text.index("layer 4 self_attn.q_proj")
 
 
+def test_mixed_precision_shows_what_it_went_by() -> None:
+    from compress.report.html.errors import quantization
+
+    stage = full()["stages"][2]
+    names = list(stage["details"]["relative_error"])
+    stage["details"]["sensitivity"] = {
+        name: {"q4_0": 10.0 ** -(3 + i % 4), "q8_0": 1e-9} for i, name in enumerate(names)
+    } | {"lm_head": {"q4_0": 0.0}}
+    stage["details"]["chosen"] = {name: {"grid": ("q4_0", "q8_0")[i % 2]} for i, name in enumerate(names)}
+    drawn = quantization(2, stage)
+    assert f"{names[1]}: q8_0; expected KL 1.0e-04 on q4_0, 1.0e-09 on q8_0" in drawn
+    assert drawn.count("expected KL") == len(names) and 'id="chart-sensitivity2"' in drawn
+    assert "chart-sensitivity" not in quantization(2, full()["stages"][2])
+
+
 def test_what_was_removed_is_on_the_map() -> None:
     from compress.report.html.places import places
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -141,6 +142,15 @@ def test_report_mode(folder: Path, tmp_path: Path) -> None:
             (tmp_path / "sweep").rename(tmp_path.with_name(tmp_path.name + "_moved"))
         with pytest.raises(UserError, match="folder"):
             report_folder(wrong)
+
+
+def test_a_folder_that_cannot_be_written_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("compress.preparation.tempfile.TemporaryFile", read_only)
+    with pytest.raises(UserError, match=r"cannot write to .*Read-only"):
+        report_folder(str(folder))
 
 
 def test_files_of_others_are_passed_over(folder: Path) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from compress.stage import Grids
 
 FILE = "model.gguf"
+OUTER = ("embed", "wte", "lm_head")
+"""What the names of embeddings and output heads have in common."""
 
 
 class GGUFType(str, Enum):
@@ -81,6 +83,13 @@ class GGUFExport(Export):
         if self.outer is not GGUFType.f16:
             hint = "Give the stage embedding=q8_0 (null leaves it dense), or the export embedding=f16."
             self.check_codes("the embedding", grids.embedding, kept, f"it is to be {self.outer.value}", hint)
+        for part, exception in self.tensors.items():
+            if exception is not GGUFType.f16:
+                asked = f"tensors has {part}: {exception.value}"
+                if any(word in part for word in OUTER):
+                    self.check_codes("the embedding", grids.embedding, kept, asked, f"Leave {part} out, or give f16.")
+                else:
+                    self.check_codes("a projection", grids.linears, kept, asked, f"Leave {part} out, or give f16.")
 
     def runtime(self, checkpoint: Checkpoint) -> str:
         """llama.cpp through llama-cpp-python."""

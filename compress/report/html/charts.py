@@ -203,10 +203,19 @@ def by_layer(errors: Mapping[str, float]) -> tuple[list[int], list[str], dict[tu
     return sorted({layer for layer, _ in cells}), known + [c for c in columns if c not in known], cells
 
 
-def heatmap(name: str, label: str, errors: Mapping[str, float]) -> str:
-    """Layers x projections; the fuller the colour, the larger the error. Each cell says its figure in per cent."""
+def in_per_cent(errors: Mapping[str, float]) -> Mapping[str, tuple[str, str]]:
+    """What the cells of errors say: tensor -> what is written, what is told on touch."""
+    return {name: (f"{100 * error:.1f}", f"{name}: {100 * error:.2f}%") for name, error in errors.items()}
+
+
+def heatmap(
+    name: str, label: str, errors: Mapping[str, float], words: Mapping[str, tuple[str, str]] | None = None
+) -> str:
+    """Layers x projections; the fuller the colour, the larger the figure. Each cell says `words`, by default its figure
+    in per cent."""
     from matplotlib.patches import Rectangle
 
+    words = words or in_per_cent(errors)
     layers, columns, cells = by_layer(errors)
     finite = [error for _, error in cells.values() if math.isfinite(error)]
     if not finite:
@@ -226,10 +235,10 @@ def heatmap(name: str, label: str, errors: Mapping[str, float]) -> str:
             colour, alpha = (FIRST, 0.07 + 0.55 * strength) if known else (BAD, 0.6)
             cell = Rectangle((x + 0.03, y + 0.05), 0.94, 0.9, facecolor=colour, alpha=alpha, linewidth=0)
             axes.add_patch(cell)
-            chart.hint(cell, f"{weight}: {100 * error:.2f}%")
+            text, hint = words[weight]
+            chart.hint(cell, hint)
             if written:
                 size = 11 if row > 16 else 9.5
-                text = f"{100 * error:.1f}"
                 axes.text(x + 0.5, y + 0.5, text, ha="center", va="center_baseline", fontsize=size, color=INK)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(layers), 0)

@@ -41,11 +41,36 @@ def quantization(index: int, stage: Mapping[str, Any]) -> str:
             charts.heatmap(f"outputs{index}", "Heat map: relative error of what every projection computes", outputs),
             f"Of what each layer computes on calibration text. {note}",
         ),
+        sensitivity(f"sensitivity{index}", details),
     ]
     return (
         f"<h3>{esc(stage['name'])}: what rounding moved</h3>"
         + figures(*maps, f"<div>{bullets(sentences(details))}</div>")
         + worst(weights, outputs, rounded)
+    )
+
+
+def sensitivity(name: str, details: Mapping[str, Any]) -> str:
+    """What mixed precision went by: what every tensor loses on the grid it takes worst, and the grid it was given."""
+    losses: Mapping[str, Mapping[str, float]] = details.get("sensitivity") or {}
+    chosen: Mapping[str, Mapping[str, Any]] = details.get("chosen") or {}
+    most = {path: max(by_grid.values()) for path, by_grid in losses.items() if path in chosen}
+    words = {
+        path: (
+            chosen[path]["grid"],
+            f"{path}: {chosen[path]['grid']}; expected KL "
+            + ", ".join(f"{value:.1e} on {grid}" for grid, value in losses[path].items()),
+        )
+        for path in most
+    }
+    levels = {path: math.log10(value) if value > 0 else -math.inf for path, value in most.items()}
+    label = "Heat map: sensitivity of every projection of every layer, and the grid it was given"
+    return figure(
+        f"chart-{name}",
+        "Sensitivity, and the grid given",
+        charts.heatmap(name, label, levels, words),
+        "The fuller, the more KL to the original the grid it takes worst would cost (logarithmic). "
+        "Touch a cell for its figures.",
     )
 
 

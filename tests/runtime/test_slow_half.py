@@ -1,0 +1,99 @@
+"""Processors without products in half precision: what is stored in it computes in fp32, and says the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress import hardware
+from compress.export.fresh import FreshProcess
+from compress.runtime.four_bit import is_four_bit
+from compress.runtime.loading import load_model, slow_half
+
+IDS = torch.arange(3, 35)[None]
+AVX2 = frozenset({"fma", "avx", "avx2"})
+BF16 = AVX2 | {"avx512f", "avx512_bf16"}
+
+
+def runs_on(flags: frozenset[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "processor", lambda: ("a processor", flags))
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> Path:
+    """A tiny bf16 model."""
+    from tests.models import save
+
+    _, model = save("llama", tmp_path / "halves")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "halves")
+    return tmp_path / "halves"
+
+
+@pytest.fixture
+def four_bits(halves: Path, tmp_path: Path) -> Path:
+    """The same in NF4, as bitsandbytes and transformers write it."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(halves, quantization_config=config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "four_bits")
+    for file in halves.glob("tok*"):
+        shutil.copy(file, tmp_path / "four_bits")
+    return tmp_path / "four_bits"
+
+
+def test_it_is_the_processor_that_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs_on(AVX2, monkeypatch)
+    assert slow_half(torch.bfloat16, "cpu") and slow_half(torch.float16, torch.device("cpu"))
+    assert not slow_half(torch.float32, "cpu") and not slow_half(torch.bfloat16, "cuda")
+    runs_on(BF16, monkeypatch)
+    assert not slow_half(torch.bfloat16, "cpu") and slow_half(torch.float16, "cpu")
+    runs_on(frozenset({"asimd", "bf16"}), monkeypatch)  # ARM
+    assert not slow_half(torch.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("name", ["halves", "four_bits"])
+def test_the_same_weights_compute_in_fp32(
+    name: str, plain: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = request.getfixturevalue(name)
+    runs_on(BF16, monkeypatch)
+    with torch.no_grad():
+        stored = load_model(folder, plain=plain)
+        half = stored(IDS).logits
+        runs_on(AVX2, monkeypatch)
+        model = load_model(folder, plain=plain)
+        whole = model(IDS).logits
+    assert half.dtype is torch.bfloat16 and whole.dtype is torch.float32
+    for key, weight in stored.named_parameters():
+        if weight.is_floating_point():
+            assert torch.equal(weight.float(), model.get_parameter(key).float()), key
+    layers = [m for m in model.modules() if is_four_bit(m)]
+    assert all(layer.compute_dtype is torch.float32 for layer in layers) and bool(layers) == (name == "four_bits")
+    # bf16 keeps 8 bits of every result
+    assert (half - whole).norm() < 5e-2 * whole.norm()
+    with torch.no_grad():
+        assert torch.equal(load_model(folder, dtype=torch.bfloat16, plain=plain)(IDS).logits, half)
+
+
+@pytest.mark.parametrize("name", ["halves", "four_bits"])
+def test_so_does_the_fresh_process(name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = request.getfixturevalue(name)
+    runs_on(AVX2, monkeypatch)
+    with torch.no_grad(), FreshProcess("transformers", folder, 1, 64) as process:
+        expected = load_model(folder, plain=True)(IDS).logits[0]
+        assert torch.allclose(process.logits(IDS[0]), expected, atol=1e-5)
+
+
+def test_written_weights_do_not_depend_on_it(halves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress.checkpoint import Checkpoint
+    from compress.export.tensors import dense_model
+    from compress.stage import DENSE
+
+    runs_on(AVX2, monkeypatch)
+    model = dense_model(Checkpoint(halves, frozenset({DENSE})), torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

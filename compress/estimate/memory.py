@@ -187,18 +187,18 @@ def training(form: Form, batch: Batch, trained: int, master: int) -> dict[str, i
     }
 
 
-def kv_cache(form: Form, windows: int, length: int) -> int:
-    """Keys and values of every layer, in 16 bits: 2 x layers x k x 2 bytes a token."""
-    return 2 * 2 * form.widths.layers * form.keys * windows * length
+def kv_cache(form: Form, windows: int, length: int, itemsize: int = 2) -> int:
+    """Keys and values of every layer: 2 x layers x k numbers a token."""
+    return 2 * itemsize * form.widths.layers * form.keys * windows * length
 
 
-def writing_own_text(form: Form, windows: int, length: int) -> dict[str, int]:
+def writing_own_text(form: Form, windows: int, length: int, itemsize: int) -> dict[str, int]:
     """Terms while the original writes: cache, one layer's keys and values repeated for all query heads, logits."""
-    repeated = 2 * 2 * windows * length * form.shape.heads * form.shape.head_dim
-    cache = kv_cache(form, windows, length)
+    repeated = 2 * itemsize * windows * length * form.shape.heads * form.shape.head_dim
+    cache = kv_cache(form, windows, length, itemsize)
     return {
         "KV cache": cache,
         # growing a tensor leaves its old places behind: of every layer one
         "KV cache, growing": repeated + 2 * cache // max(1, form.widths.layers),
-        "logits": (2 + 4 + 4) * windows * form.shape.vocab,
+        "logits": (itemsize + 4 + 4) * windows * form.shape.vocab,
     }

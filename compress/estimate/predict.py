@@ -56,10 +56,13 @@ def chain(plan: Plan, bf16: bool) -> list[tuple[str, Any, Effect, Form]]:
     written = plan.own_written or plan.own_tokens < plan.own_length
     steps = []
     for name, stage in plan.stages.items():
-        effect = effect_of(stage, form, World(plan.original, dense, bf16))
+        world = World(plan.original, dense, bf16)
+        effect = effect_of(stage, form, world)
         if TEXT in stage.reads and not written:
-            effect = replace(effect, phases=(own_text(plan), *effect.phases))
+            effect = replace(effect, phases=(own_text(plan, world.itemsize), *effect.phases))
             written = True
+        if not bf16 and plan.original.dtype != "float32":
+            effect = replace(effect, phases=tuple(phase.in_fp32() for phase in effect.phases))
         steps.append((name, stage, effect, form))
         form = effect.form
         if DENSE in stage.needs and DENSE not in stage.takes:
@@ -69,7 +72,7 @@ def chain(plan: Plan, bf16: bool) -> list[tuple[str, Any, Effect, Form]]:
 
 def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
     """One row a stage, in order."""
-    references = 2 * 2 * plan.evaluated_tokens * plan.original.widths.hidden
+    references = 2 * (2 if known.native_bf16 else 4) * plan.evaluated_tokens * plan.original.widths.hidden
     rows: list[dict[str, Any]] = []
     for name, stage, effect, before in chain(plan, known.native_bf16):
         base = resident(plan.original.shape.vocab, references, TEXT in stage.reads)
@@ -81,19 +84,18 @@ def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
     return rows
 
 
-def own_text(plan: Plan) -> Phase:
+def own_text(plan: Plan, itemsize: int) -> Phase:
     """The original writes text for calibration and training, once per model."""
     original, length = plan.original, plan.own_length
     windows = plan.own_tokens // length
     batch = min(windows, OWN_BATCH)
     tokens = float(windows * length)
     # at every step, on average half full: the cache is read, grown (read, written) and repeated for the query heads
-    cache = kv_cache(original, batch, length)
+    cache = kv_cache(original, batch, length, itemsize)
     moved = -(-windows // batch) * length * (original.bytes + 0.5 * cache * (3 + 2 * original.shape.queries))
     operations = forward(original, tokens, length) + head(original, tokens)
-    return Phase(
-        "the original's own text", writing_own_text(original, batch, length), original.bytes, operations, 0.0, moved
-    )
+    terms = writing_own_text(original, batch, length, itemsize)
+    return Phase("the original's own text", terms, original.bytes, operations, 0.0, moved)
 
 
 def row(name: str, stage: Any, effect: Effect, base: Mapping[str, int], known: Machine) -> dict[str, Any]:

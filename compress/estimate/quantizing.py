@@ -1,6 +1,6 @@
 """What the quantization stages take: calibration of one layer at a time, and training through the rounding.
 
-Calibration (`compress.quant.calibrated`), n tokens, width h, queries q, neurons m, in bf16: eight streams of n h (of
+Calibration (`compress.quant.calibrated`), n tokens, width h, queries q, neurons m: eight streams of n h (of
 the original and of the quantized model before, after and between layers), the original's inputs of every group, the
 quantized model's of one group and their difference, and of one group the moments H and C - H with their factors.
 Choices are kept to the end: a level in 16 bits, scales in fp32 and, where training goes on from them, the goal in fp32.
@@ -12,6 +12,7 @@ layer keeps its weight in the compute type and its levels in 8 bits for the back
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,19 +52,18 @@ MOMENT_COPIES = 44
 
 def post_training(stage: Any, form: Form, world: World) -> Effect:
     """Round to nearest tensor by tensor, or calibrate layer by layer first."""
-    del world
     grid = stage.grid_name
     after = _placed(form, grid, stage)
     if not stage.reads:
         return Effect(after, (encoding(form),))
-    return Effect(after, (calibrating(stage, form, grid, False), encoding(form, _choices(form, grid, False))))
+    choices = _choices(form, grid, False)
+    return Effect(after, (calibrating(stage, form, world, choices), encoding(form, choices)))
 
 
 def mixed(stage: Any, form: Form, world: World) -> Effect:
     """Sensitivities first: one window with gradients, Gram matrices, one layer on every grid."""
-    del world
     n = min(MEASURED_TOKENS, stage.calibration.tokens)
-    window = Batch(1, CALIBRATION_WINDOW, True)
+    window = Batch(1, CALIBRATION_WINDOW, world.bf16)
     terms = {
         "activations": form.widths.layers * layer_activations(form, window),
         "logits": 3 * 4 * window.tokens * form.shape.vocab,
@@ -73,10 +73,11 @@ def mixed(stage: Any, form: Form, world: World) -> Effect:
     solved = len(stage.candidates) * _feedback(form)
     walks = 3 * forward(form, n, CALIBRATION_WINDOW) + 3 * head(form, n)
     grid = max(stage.candidates, key=lambda name: 1 / (block_of_grid(name) or 1 << 20))
+    choices = _choices(form, grid, False)
     phases = (
         Phase("measuring sensitivity", terms, form.bytes, walks, _moments(form, n) + solved),
-        calibrating(stage, form, grid, False),
-        encoding(form, _choices(form, grid, False)),
+        calibrating(stage, form, world, choices),
+        encoding(form, choices),
     )
     return Effect(_budgeted(stage, form), phases)
 
@@ -98,28 +99,29 @@ def qat(stage: Any, form: Form, world: World) -> Effect:
     terms |= {"levels for the backward pass": SAVED_LEVEL * linear, "one layer rounded": 12 * largest_linear(form)}
     held = start | {term: terms[term] for term in ("weights", "gradients", "optimizer state")}
     phases = (
-        calibrating(stage, form, stage.grid, True),
+        calibrating(stage, form, world, start),
         Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 3, trained)),
         encoding(form, held),
     )
     return Effect(after, phases, stage.train.tokens)
 
 
-def calibrating(stage: Any, form: Form, grid: str, goals: bool) -> Phase:
+def calibrating(stage: Any, form: Form, world: World, choices: Mapping[str, int]) -> Phase:
     """The walk of both models through their layers, and one layer's solution."""
     h, m, q = form.widths.hidden, form.widths.mlp, form.queries
     widest = max(h, m, q)
     n = stage.calibration.enough(widest)
     terms = loaded(form) | {
-        "streams in 16 bits": 2 * n * 8 * h,
-        "inputs of a layer": 2 * n * (2 * h + q + m + 2 * widest),
+        "streams": world.itemsize * n * 8 * h,
+        "inputs of a layer": world.itemsize * n * (2 * h + q + m + 2 * widest),
         "moments": MOMENT_COPIES * widest * widest,
         "one layer solved": WEIGHT_COPIES * largest_linear(form),
-        "changed weights": 2 * form.count("linear"),
+        # of the quantized model: what was read is mapped, where it did not have to be converted
+        "changed weights": 2 * form.count("linear") if world.bf16 else 0,
     }
     passes = 4.5 * forward(form, n, stage.calibration.length)
     solved = 2 * _moments(form, n) + (2 + stage.calibration.rounds) * _feedback(form)
-    return Phase("calibrating", terms | _choices(form, grid, goals), form.bytes, passes, solved)
+    return Phase("calibrating", terms | dict(choices), form.bytes, passes, solved, models=2)
 
 
 def _choices(form: Form, grid: str, goals: bool) -> dict[str, int]:

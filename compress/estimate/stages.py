@@ -40,44 +40,43 @@ Rule = Callable[[Any, Form, World], Effect]
 
 def prune(stage: Any, form: Form, world: World) -> Effect:
     """One walk over the calibration text for all that is scored, then one cut tensor in memory at a time."""
-    del world
     after = replace(form, widths=stage.widths(form.config))
     n = stage.calibration_tokens
     walk = forward(form, n, CALIBRATION_WINDOW)
     groups, layers = (getattr(value, "value", value) for value in (stage.importance, stage.layer_importance))
     phases = []
     if groups in ("taylor", "fisher"):
-        phases.append(Phase("scoring, forward and back", _gates(form), form.bytes, 3 * walk + 3 * head(form, n)))
+        phases.append(Phase("scoring, forward and back", _gates(form, world), form.bytes, 3 * walk + 3 * head(form, n)))
     elif groups in ("activation", "wanda") or layers in ("block_influence", "angular"):
-        phases.append(Phase("scoring", walk_terms(form), form.bytes, walk))
+        phases.append(Phase("scoring", walk_terms(form, world), form.bytes, walk))
     gone = form.widths.layers - after.widths.layers
     if gone and layers == "perplexity":
         # every candidate shares the stream up to the layer it lacks; the losses need the head
         measured = min(n, stage.removal_tokens)
         passes = gone * form.widths.layers / 2 * forward(form, measured, CALIBRATION_WINDOW)
         passes += gone * form.widths.layers * head(form, measured)
-        phases.append(Phase("removing layers one by one", walk_terms(form), form.bytes, passes))
+        phases.append(Phase("removing layers one by one", walk_terms(form, world), form.bytes, passes))
     cut = Phase("cutting", {"a cut tensor": 2 * largest_linear(after)}, form.bytes, moved=2.0 * after.bytes)
     return Effect(after, (*phases, cut))
 
 
-def _gates(form: Form) -> dict[str, int]:
+def _gates(form: Form, world: World) -> dict[str, int]:
     """Terms of gradients of gates: some windows' streams before every layer, one layer with its gradients."""
-    batch = Batch(BATCH_TOKENS // CALIBRATION_WINDOW, CALIBRATION_WINDOW, True)
+    batch = Batch(BATCH_TOKENS // CALIBRATION_WINDOW, CALIBRATION_WINDOW, world.bf16)
     h, m = form.widths.hidden, form.widths.mlp
     return {
-        "streams": 2 * batch.tokens * h * (form.widths.layers + 1),
+        "streams": world.itemsize * batch.tokens * h * (form.widths.layers + 1),
         "one layer, its gradients": 2 * layer_activations(form, batch),
         "contributions": 3 * 4 * batch.tokens * m,
-        # 16 bits, and in 32 bits themselves, their softmax and their gradient; the gradient in 16 bits
-        "logits": (2 * 2 + 3 * 4) * LOGIT_ROWS * form.shape.vocab,
+        # as computed, and in 32 bits themselves, their softmax and their gradient; the gradient as computed
+        "logits": (2 * world.itemsize + 3 * 4) * LOGIT_ROWS * form.shape.vocab,
     }
 
 
 def compensate(stage: Any, form: Form, world: World) -> Effect:
     """The residual streams of both models over all calibration tokens, and one layer's normal equations.
 
-    At most alive at once, per token: 10 streams in 16 bits (h each: embedded and before the layer, for student and
+    At most alive at once, per token: 10 streams (h each: embedded and before the layer, for student and
     teacher; what attention adds, for both; after the layer, for both; what the neurons add; where channels are cut,
     three of the teacher's once more), one in fp32, and the inputs of both projections.
     """
@@ -86,9 +85,9 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
     teacher = world.original
     narrowed = 3 if h < teacher.widths.hidden else 0
     terms = {
-        "streams": 2 * n * ((10 + narrowed) * h + q + m) + 4 * n * h,
+        "streams": world.itemsize * n * ((10 + narrowed) * h + q + m) + 4 * n * h,
         "normal equations": m * m * (4 + 4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
-        "solved weights": 2 * form.widths.layers * h * (m + q),
+        "solved weights": world.itemsize * form.widths.layers * h * (m + q),
     }
     passes = forward(teacher, n, CALIBRATION_WINDOW) + 1.5 * forward(form, n, CALIBRATION_WINDOW)
     normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h)
@@ -117,7 +116,7 @@ def search(stage: Any, form: Form, world: World) -> Effect:
             forward(form, stage.judge_tokens, CALIBRATION_WINDOW)
             + forward(effect.form, stage.judge_tokens, CALIBRATION_WINDOW)
         )
-        judged = Phase(f"judging, {name}", walk_terms(form), form.bytes + effect.form.bytes, work)
+        judged = Phase(f"judging, {name}", walk_terms(form, world), form.bytes + effect.form.bytes, work)
         forms.append(effect.form)
         phases, tokens = [*phases, *effect.phases, judged], tokens + effect.train_tokens
     return Effect(max(forms, key=lambda found: found.bytes, default=form), tuple(phases), tokens)
@@ -178,6 +177,8 @@ def qlora(stage: Any, form: Form, world: World) -> Effect:
     batch = micro_batch(stage.train, world.bf16)
     terms = training(after, batch, after.adapters, master=0)
     terms |= loaded(after) | {"one layer decoded": 2 * 4 * largest_linear(form)}
+    if not world.bf16:
+        terms["beside the codes, in fp32"] = 4 * form.count("embedding", "head", "other")
     # the adapters' own weights are in `loaded`
     phases.append(Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 2, 0)))
     return Effect(after, tuple(phases), stage.train.tokens)
@@ -192,7 +193,7 @@ def general(stage: Any, form: Form, world: World) -> Effect:
         after = replace(after, rank=getattr(stage, "rank", 16))
     if getattr(stage, "calibration_tokens", 0):
         n = stage.calibration_tokens
-        terms = walk_terms(form) | {
+        terms = walk_terms(form, world) | {
             "Gram matrices": gram_bytes(form, GRAMS_AT_A_TIME),
             "one layer's inputs": 4 * n * form.widths.hidden,
         }

@@ -8,7 +8,7 @@ head        2 x vocabulary x width per token and product
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compress.data.windows import CALIBRATION_WINDOW
@@ -34,6 +34,14 @@ class Phase:
     """In fp32 or fp64, counted as fp32."""
     moved: float = 0.0
     """Bytes that go through memory without a product that hides them."""
+    models: int = 1
+    """That are loaded from each mapped file."""
+
+    def in_fp32(self) -> Phase:
+        """The same where weights of 16 bits are converted, since the processor does not multiply them."""
+        if not self.operations:
+            return self  # no model computes
+        return replace(self, terms=self.terms | {"weights in fp32": 2 * self.models * self.mapped})
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,12 @@ class World:
     dense: Form
     """The last form before quantization."""
     bf16: bool
-    """Whether training computes in bf16."""
+    """Whether models compute in bf16, else in fp32."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number that models compute with."""
+        return 2 if self.bf16 else 4
 
 
 @dataclass(frozen=True)
@@ -103,9 +116,9 @@ def orthogonalizing(form: Form) -> float:
     return 5.0 * form.widths.layers * sum(4 * m * m * n + 2 * m**3 for m, n in sides)
 
 
-def walk_terms(form: Form) -> dict[str, int]:
+def walk_terms(form: Form, world: World) -> dict[str, int]:
     """One window through the model without gradients: a layer's results at a time."""
-    return {"activations": layer_activations(form, Batch(1, CALIBRATION_WINDOW, True))} | loaded(form)
+    return {"activations": layer_activations(form, Batch(1, CALIBRATION_WINDOW, world.bf16))} | loaded(form)
 
 
 def encoding(before: Form, held: Mapping[str, int] | None = None) -> Phase:

@@ -1,7 +1,7 @@
 """A linear layer on INT8 weights and INT8 activations (W8A8): per token with the bits of bitsandbytes, or on one range.
 
-The arithmetic is `compress_kernels.linear_int8`: one C call for a few tokens, `torch._int_mm` between two for many, one
-kernel on CUDA.
+The arithmetic is `compress_kernels.linear_int8`: one C call for a few tokens, an exact product between two for many,
+one kernel on CUDA.
 """
 
 from __future__ import annotations

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from compress_kernels import reference
 from compress_kernels.codes import INT8_UNIT
+from compress_kernels.int8_product import int8_product
 from compress_kernels.levels import level
 from compress_kernels.native import load_library
-from compress_kernels.reference import int8_product
 
 DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FOUR_BIT_ROWS = 4
 """Up to so many rows decode the weights in registers; above, decoding them once and one GEMM is faster."""
 INT8_ROWS = 8
-"""Up to so many rows one C call does it all; above, `torch._int_mm` is faster."""
+"""Up to so many rows one C call does it all; above, `int8_product` is faster."""
 
 _KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64, "f": ctypes.c_float}
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from compress_kernels.backend import backend
 from compress_kernels.codes import INT8_LEVELS, INT8_UNIT
 from compress_kernels.dispatch import define, direct
-from compress_kernels.reference import int8_product
+from compress_kernels.int8_product import int8_product
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

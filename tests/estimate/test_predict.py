@@ -257,3 +257,19 @@ def test_decoding_reads_what_each_stage_stores(tied: bool) -> None:
     assert original["bytes_per_token"] == pytest.approx(2 * read, rel=0.01)
     assert quantized["bytes_per_token"] == pytest.approx(4.5 / 8 * read, rel=0.05)
     assert quantized["tokens_per_second"] == pytest.approx(MACHINE.bandwidth / quantized["bytes_per_token"])
+
+
+def test_without_products_in_bf16_weights_and_streams_take_twice_as_much() -> None:
+    chain = plan("+pipeline=prune_distill", written=True)
+    half, whole = (
+        {row["name"]: row for row in predict(chain, replace(MACHINE, native_bf16=native))} for native in (True, False)
+    )
+    for name, models in (("prune", 1), ("compensate", 2), ("distill", 1)):
+        now = whole[name]["terms"]
+        read = half[name]["mapped_bytes"]
+        assert now["weights in fp32"] == pytest.approx(2 * read, rel=0.01), name
+        assert models == 1 or read > 1.8 * half["distill"]["mapped_bytes"]
+    assert whole["prune"]["terms"]["streams"] == 2 * half["prune"]["terms"]["streams"]
+    assert "weights in fp32" not in whole["quant"]["terms"]  # rounded tensor by tensor: nothing computes
+    stored = replace(chain, original=replace(chain.original, dtype="float32"))
+    assert not any("weights in fp32" in row["terms"] for row in predict(stored, replace(MACHINE, native_bf16=False)))

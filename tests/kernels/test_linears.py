@@ -6,7 +6,8 @@ import compress_kernels as ck
 import pytest
 import torch
 import torch.nn.functional as F
-from compress_kernels import cpu, cpu_linear, reference
+from compress_kernels import cpu, cpu_linear, int8_product, reference
+from compress_kernels.int8_product import in_fp32
 from compress_kernels.linear4bit import INTEGER_TABLE
 from torch import Tensor
 
@@ -36,6 +37,27 @@ def test_int8_has_the_bits_of_the_reference(shape: tuple[int, int, int], dtype: 
         bits(actual, expected)
     for bias in (None, torch.randn(shape[2]), torch.randn(shape[2]).to(dtype)):
         bits(cpu.linear_int8(x, codes, absmax, bias), reference.linear_int8(x, codes, absmax, bias))
+
+
+@pytest.mark.parametrize("width", [1, 1023, 1024, 1025, 3000])
+def test_int8_products_in_fp32_are_exact(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    a, b = (torch.randint(-128, 128, (rows, width), generator=generator, dtype=torch.int8) for rows in (5, 7))
+    a[0], b[0], b[1] = -128, -128, 127  # the largest sums there are
+    bits(in_fp32(a, b), (a.long() @ b.long().t()).int())
+
+
+def test_int8_takes_the_product_that_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, codes, absmax = int8_case(20, 1100, 6, torch.float32)
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(int8_product, "has_int8_products", lambda fast=fast: fast)
+        with monkeypatch.context() as patch:
+            if not fast:
+                patch.setattr(torch, "_int_mm", None)
+            found.append((cpu.linear_int8(x, codes, absmax, None), ck.linear_int8(x, codes, absmax, None, absmax[:1])))
+    for one, other in zip(*found, strict=True):
+        bits(one, other)
 
 
 def test_int8_rounds_ties_as_torch_does(level: str) -> None:

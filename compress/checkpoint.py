@@ -20,7 +20,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.shard import BLOCK
+from compress.shard import BLOCK, DTYPES
 from compress.writer import INDEX, SINGLE
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Checkpoint:
 
     @property
     def dtype_name(self) -> str:
-        """Type of the weights as config.json states it, under its new name or its old one; float32 if it does not."""
-        stated = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype") or "float32"
-        return str(stated).removeprefix("torch.")
+        """Type of the weights as config.json states it, under its new name or its old one; else as they are stored."""
+        stated = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
+        return str(stated or stored_dtype(self.folder) or "float32").removeprefix("torch.")
 
     @cached_property
     def config(self) -> Any:
@@ -165,6 +165,17 @@ def read_header(file: Path) -> tuple[int, dict[str, Any]]:
         header: dict[str, Any] = json.loads(opened.read(size))
     header.pop("__metadata__", None)
     return 8 + size, header
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """The type of the largest tensor in the first weight file, "bfloat16"; None where it is no floating-point one."""
+    try:
+        _, header = read_header(sorted(folder.glob("model*.safetensors"))[0])
+        largest = max(header.values(), key=lambda entry: entry["data_offsets"][1] - entry["data_offsets"][0])
+        name = {stored: name for name, stored in DTYPES.items()}.get(largest["dtype"], "")
+    except (OSError, ValueError, KeyError, IndexError, MemoryError):
+        return None
+    return name if "float" in name else None
 
 
 def read_ahead(name: str, file: Path) -> None:

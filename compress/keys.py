@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import Checkpoint, sidecars, tensor_digests, weight_files, weights_key
-from compress.hardware import native_bf16, processor
+from compress.hardware import HALF, native, processor
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
@@ -95,7 +95,8 @@ def machine_inputs(device: str, threads: int) -> dict[str, Any]:
     """What every result depends on besides its own inputs: libraries, kernels, and the arithmetic of this machine."""
     from compress_kernels import backend_name
 
-    own = {"bf16": native_bf16()} if device == "cpu" else {}  # decides what training computes in
+    # decides what models compute in
+    own = {"half": sorted(dtype for dtype in HALF if native(dtype))} if device == "cpu" else {}
     return {"versions": library_versions(), "device": device, "threads": threads, "kernels": backend_name(device)} | own
 
 

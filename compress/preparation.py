@@ -67,12 +67,12 @@ def trainings(stages: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def disk_needed(stages: Mapping[str, Stage], parameters: int) -> int:
     """Bytes for stage results, for those inside a stage, and for the progress of the largest training twice (old and
-    new); what several processes are handed is the student in fp32 and the teacher."""
+    new); what several processes are handed is the student in fp32 and the teacher, at most in fp32 too."""
     inside = sum(getattr(s, "steps", 1) + 2 for s in stages.values() if getattr(s, "heal", None) is not None)
     inside += sum(bool(getattr(stage, "teacher_correction_tokens", 0)) for stage in stages.values())
     results = 2 * parameters * (len(stages) + 1 + inside)
     several = any(part.train.devices > 1 for _, part in trainings(stages))
-    return results + (2 * 12 * parameters if trainings(stages) else 0) + (6 * parameters if several else 0) + GIB // 4
+    return results + (2 * 12 * parameters if trainings(stages) else 0) + (8 * parameters if several else 0) + GIB // 4
 
 
 def check_shapes(stages: Mapping[str, Any], config: Any, teacher: Any = None) -> None:

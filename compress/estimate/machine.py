@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.hardware import memory_bytes, native_bf16, processor
+from compress.hardware import memory_bytes, native, native_bf16, processor
 from compress.store import Store, content_key
 
 RATES = ("fp32", "bf16", "bandwidth")
@@ -42,6 +42,10 @@ class Machine:
     bf16: float
     bandwidth: float
     measured_by: str
+
+    def computes_in_half(self, dtype: str) -> bool:
+        """Whether a model stored as `dtype` computes in its 16 bits."""
+        return self.native_bf16 if dtype == "bfloat16" else dtype == "float16" and native(dtype)
 
 
 def machine(store: Store, threads: int, measure: bool) -> Machine:
@@ -92,10 +96,11 @@ def _by_torch() -> dict[str, Any]:
         a, b = torch.ones(SIZE, SIZE, dtype=dtype), torch.ones(SIZE, SIZE, dtype=dtype)
         return best_rate(lambda: a @ b, 2.0 * SIZE**3)
 
+    fp32 = product(torch.float32)
     source, target = torch.ones(COPIED // 4), torch.empty(COPIED // 4)
     return {
-        "fp32": product(torch.float32),
-        "bf16": product(torch.bfloat16),
+        "fp32": fp32,
+        "bf16": product(torch.bfloat16) if native_bf16() else fp32,
         "bandwidth": best_rate(lambda: target.copy_(source), 2.0 * COPIED),
         "measured_by": "torch",
     }

@@ -50,18 +50,20 @@ class Plan:
     """The original's own text lies in the store already."""
 
 
-def chain(plan: Plan, bf16: bool) -> list[tuple[str, Any, Effect, Form]]:
-    """Name, stage, effect and the form before it, for every stage in order."""
+def chain(plan: Plan, known: Machine | None = None) -> list[tuple[str, Any, Effect, Form]]:
+    """Name, stage, effect and the form before it, for every stage in order, on a machine; on a GPU without one."""
+    bf16 = known is None or known.native_bf16
+    halves = plan.original.dtype != "float32" if known is None else known.computes_in_half(plan.original.dtype)
     form, dense = plan.first, plan.first
     written = plan.own_written or plan.own_tokens < plan.own_length
     steps = []
     for name, stage in plan.stages.items():
-        world = World(plan.original, dense, bf16)
+        world = World(plan.original, dense, bf16, halves)
         effect = effect_of(stage, form, world)
         if TEXT in stage.reads and not written:
             effect = replace(effect, phases=(own_text(plan, world.itemsize), *effect.phases))
             written = True
-        if not bf16 and plan.original.dtype != "float32":
+        if world.converts:
             effect = replace(effect, phases=tuple(phase.in_fp32() for phase in effect.phases))
         steps.append((name, stage, effect, form))
         form = effect.form
@@ -72,15 +74,21 @@ def chain(plan: Plan, bf16: bool) -> list[tuple[str, Any, Effect, Form]]:
 
 def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
     """One row a stage, in order."""
-    references = 2 * (2 if known.native_bf16 else 4) * plan.evaluated_tokens * plan.original.widths.hidden
+    steps, on_gpu = chain(plan, known), chain(plan)
+    original = plan.original
+    world = World(original, original, known.native_bf16, known.computes_in_half(original.dtype))
+    references = 2 * world.itemsize * plan.evaluated_tokens * original.widths.hidden
+    if world.converts:  # the head is kept, and no longer a part of a file
+        references += 4 * original.shape.vocab * original.widths.hidden
     rows: list[dict[str, Any]] = []
-    for name, stage, effect, before in chain(plan, known.native_bf16):
+    for (name, stage, effect, before), (_, _, there, _) in zip(steps, on_gpu, strict=True):
         base = resident(plan.original.shape.vocab, references, TEXT in stage.reads)
         if any(row["train_tokens"] for row in rows):
             base["libraries"] += AFTER_TRAINING
         if before.linears.kind != "dense" or effect.form.rank:
             base["adapters' libraries"] = ADAPTER_LIBRARIES
-        rows.append(row(name, stage, effect, base, known))
+        gpu = max(peak_of(phase, base).gpu for phase in there.phases)
+        rows.append(row(name, stage, effect, base, known) | {"gpu_bytes": gpu})
     return rows
 
 
@@ -115,7 +123,6 @@ def row(name: str, stage: Any, effect: Effect, base: Mapping[str, int], known: M
         "peak_in": highest,
         "terms": dict(peaks[highest].terms),
         "mapped_bytes": max(peak.mapped for peak in peaks.values()),
-        "gpu_bytes": max(peak.gpu for peak in peaks.values()),
         "seconds": total,
         "seconds_by_part": seconds,
         "train_tokens": effect.train_tokens,

@@ -63,7 +63,7 @@ def post_training(stage: Any, form: Form, world: World) -> Effect:
 def mixed(stage: Any, form: Form, world: World) -> Effect:
     """Sensitivities first: one window with gradients, Gram matrices, one layer on every grid."""
     n = min(MEASURED_TOKENS, stage.calibration.tokens)
-    window = Batch(1, CALIBRATION_WINDOW, world.bf16)
+    window = Batch(1, CALIBRATION_WINDOW, world.halves)
     terms = {
         "activations": form.widths.layers * layer_activations(form, window),
         "logits": 3 * 4 * window.tokens * form.shape.vocab,
@@ -117,7 +117,7 @@ def calibrating(stage: Any, form: Form, world: World, choices: Mapping[str, int]
         "moments": MOMENT_COPIES * widest * widest,
         "one layer solved": WEIGHT_COPIES * largest_linear(form),
         # of the quantized model: what was read is mapped, where it did not have to be converted
-        "changed weights": 2 * form.count("linear") if world.bf16 else 0,
+        "changed weights": 0 if world.converts else world.itemsize * form.count("linear"),
     }
     passes = 4.5 * forward(form, n, stage.calibration.length)
     solved = 2 * _moments(form, n) + (2 + stage.calibration.rounds) * _feedback(form)

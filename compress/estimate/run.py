@@ -123,7 +123,7 @@ def described(subject: Subject, form: Form) -> dict[str, Any]:
 
 def final_form(plan: Plan) -> Form:
     """The dense model of the widths that the chain ends with."""
-    effects = [effect for _, _, effect, _ in chain(plan, True)]
+    effects = [effect for _, _, effect, _ in chain(plan)]
     return replace(plan.first, widths=effects[-1].form.widths) if effects else plan.first
 
 
@@ -139,7 +139,7 @@ def rules(form: Form) -> dict[str, dict[str, int]]:
 
 def decode_roofline(plan: Plan, known: Machine) -> list[dict[str, Any]]:
     """Most tokens per second that writing one sequence can reach here: bandwidth / bytes read for a token."""
-    forms = {"original": plan.first} | {name: effect.form for name, _, effect, _ in chain(plan, known.native_bf16)}
+    forms = {"original": plan.first} | {name: effect.form for name, _, effect, _ in chain(plan, known)}
     return [
         {
             "after": name,

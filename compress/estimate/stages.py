@@ -62,7 +62,7 @@ def prune(stage: Any, form: Form, world: World) -> Effect:
 
 def _gates(form: Form, world: World) -> dict[str, int]:
     """Terms of gradients of gates: some windows' streams before every layer, one layer with its gradients."""
-    batch = Batch(BATCH_TOKENS // CALIBRATION_WINDOW, CALIBRATION_WINDOW, world.bf16)
+    batch = Batch(BATCH_TOKENS // CALIBRATION_WINDOW, CALIBRATION_WINDOW, world.halves)
     h, m = form.widths.hidden, form.widths.mlp
     return {
         "streams": world.itemsize * batch.tokens * h * (form.widths.layers + 1),
@@ -87,7 +87,7 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
     terms = {
         "streams": world.itemsize * n * ((10 + narrowed) * h + q + m) + 4 * n * h,
         "normal equations": m * m * (4 + 4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
-        "solved weights": world.itemsize * form.widths.layers * h * (m + q),
+        "solved weights": 0 if world.converts else world.itemsize * form.widths.layers * h * (m + q),
     }
     passes = forward(teacher, n, CALIBRATION_WINDOW) + 1.5 * forward(form, n, CALIBRATION_WINDOW)
     normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h)
@@ -177,7 +177,7 @@ def qlora(stage: Any, form: Form, world: World) -> Effect:
     batch = micro_batch(stage.train, world.bf16)
     terms = training(after, batch, after.adapters, master=0)
     terms |= loaded(after) | {"one layer decoded": 2 * 4 * largest_linear(form)}
-    if not world.bf16:
+    if world.converts:
         terms["beside the codes, in fp32"] = 4 * form.count("embedding", "head", "other")
     # the adapters' own weights are in `loaded`
     phases.append(Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 2, 0)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compress.arch import adapter_for
 from compress.arch.plain import PlainConfig, plain_config, read_plain_config
+from compress.checkpoint import stored_dtype
 from compress.errors import UserError
 from compress.estimate.form import Form
 from compress.estimate.layouts import TYPES
@@ -41,7 +41,7 @@ class Subject:
     def dtype(self) -> str:
         """Of the weights: as their files say, else as config.json says, else what transformers takes then."""
         stated = getattr(self.config, "dtype", None) or getattr(self.config, "torch_dtype", None)
-        found = _stored_dtype(self.folder) or stated or "float32"
+        found = (stored_dtype(self.folder) if self.folder else None) or stated or "float32"
         if found not in TYPES:
             raise UserError(f"config.json says dtype={found!r}.", f"Expected one of {', '.join(TYPES)}.")
         return str(found)
@@ -68,18 +68,3 @@ def subject_in(folder: Path, name: str) -> Subject:
             f"The model in {folder} is already quantized.", "Give the model it was made from: model.path=DIR_OR_ID."
         )
     return Subject(name, config, folder)
-
-
-def _stored_dtype(folder: Path | None) -> str | None:
-    """The type of the largest tensor in the first weight file."""
-    files = sorted(folder.glob("model*.safetensors")) if folder else []
-    if not files:
-        return None
-    try:
-        with files[0].open("rb") as opened:
-            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        largest = max(entries, key=lambda entry: entry["data_offsets"][1] - entry["data_offsets"][0])
-    except (OSError, ValueError, KeyError, MemoryError):
-        return None
-    return {stored: name for name, stored in TYPES.items()}.get(largest["dtype"])

@@ -52,12 +52,19 @@ class World:
     dense: Form
     """The last form before quantization."""
     bf16: bool
-    """Whether models compute in bf16, else in fp32."""
+    """Whether training computes in bf16, else in fp32."""
+    halves: bool = True
+    """Whether models compute in the 16 bits they are stored in, else in fp32."""
 
     @property
     def itemsize(self) -> int:
         """Bytes of a number that models compute with."""
-        return 2 if self.bf16 else 4
+        return 2 if self.halves else 4
+
+    @property
+    def converts(self) -> bool:
+        """Whether weights of 16 bits are converted to compute with."""
+        return not self.halves and self.original.dtype != "float32"
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def orthogonalizing(form: Form) -> float:
 
 def walk_terms(form: Form, world: World) -> dict[str, int]:
     """One window through the model without gradients: a layer's results at a time."""
-    return {"activations": layer_activations(form, Batch(1, CALIBRATION_WINDOW, world.bf16))} | loaded(form)
+    return {"activations": layer_activations(form, Batch(1, CALIBRATION_WINDOW, world.halves))} | loaded(form)
 
 
 def encoding(before: Form, held: Mapping[str, int] | None = None) -> Phase:

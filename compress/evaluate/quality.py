@@ -21,6 +21,7 @@ import torch
 from compress_kernels import divergence
 from torch import Tensor
 
+from compress.runtime.loading import slow_half
 from compress.train.module import head_weight, last_hidden
 
 ROWS = 128
@@ -83,12 +84,13 @@ def measure_logits(
 ) -> Quality:
     """The same for whatever turns tokens [length] into logits [length, vocab]."""
     tally = Tally()
+    head = original.head.float() if slow_half(original.head.dtype, "cpu") else original.head
     for window, state in zip(original.windows, original.hidden, strict=True):
         found = logits(window)[:-1]
         parts = []
         for rows in range(0, len(found), ROWS):
             student = found[rows : rows + ROWS].float().log_softmax(-1)
-            teacher = (state[rows : rows + len(student)] @ original.head.t()).float().log_softmax(-1)
+            teacher = (state[rows : rows + len(student)].to(head.dtype) @ head.t()).float().log_softmax(-1)
             kl = (teacher.exp() * (teacher - student)).sum(-1)
             said = student.gather(1, window[rows + 1 : rows + 1 + len(student), None])[:, 0]
             parts.append((kl, -said, student.argmax(-1) == teacher.argmax(-1)))

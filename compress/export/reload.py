@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,7 +53,7 @@ class WithTokenizer(Protocol):
 class Transformers:
     """Plain `from_pretrained`, adapters and quantized layers as transformers finds them."""
 
-    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: Sequence[str] = ()) -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -61,11 +61,12 @@ class Transformers:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.torch = torch
-        fp32 = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.") in slow
-        more = {"dtype": torch.float32} if fp32 else {}
+        stated = str(AutoConfig.from_pretrained(folder).dtype).removeprefix("torch.")
+        more = {"dtype": torch.float32} if stated in slow else {}
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, **more).eval()
+        fp32 = stated in slow or str(self.model.dtype).removeprefix("torch.") in slow
         for parameter in self.model.parameters() if fp32 else ():
-            if parameter.is_floating_point():  # loaded as stored beside quantized layers
+            if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):  # loaded as stored
                 parameter.data = parameter.data.float()
         for module in self.model.modules() if fp32 else ():
             if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit layers
@@ -91,7 +92,7 @@ class Transformers:
 class Compress(Transformers):
     """`compress.load`, for the layout that only it reads."""
 
-    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: Sequence[str] = ()) -> None:
         import torch
         from transformers import AutoTokenizer
 
@@ -108,7 +109,7 @@ class Compress(Transformers):
 class LlamaCpp:
     """llama.cpp through llama-cpp-python."""
 
-    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: Sequence[str] = ()) -> None:
         from llama_cpp import Llama
 
         del slow
@@ -156,7 +157,7 @@ class LlamaCpp:
 class OnnxRuntime:
     """onnxruntime on the CPU; its cache goes in and comes out as arrays."""
 
-    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: Sequence[str] = ()) -> None:
         import onnxruntime
 
         del longest, slow
@@ -198,7 +199,7 @@ class OnnxRuntime:
 class ExecuTorch:
     """ExecuTorch's runtime; its cache is inside the program."""
 
-    def __init__(self, folder: str, threads: int, longest: int, slow: list[str]) -> None:
+    def __init__(self, folder: str, threads: int, longest: int, slow: Sequence[str] = ()) -> None:
         import torch
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime as Programs

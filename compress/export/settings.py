@@ -85,7 +85,10 @@ class HFExport(Export):
     def expect(self, checkpoint: Checkpoint, ids: Tensor, load: Load) -> Expectation:
         """The pipeline's model as it is."""
         from compress.export.emulate import answer
+        from compress.runtime.loading import reloaded_in
         from compress.stage import DENSE
 
         whole = DENSE in checkpoint.traits and checkpoint.dtype_name == "float32"
-        return Expectation(answer(load(checkpoint, None), ids), self.within(SAME_FP32 if whole else SAME_BF16))
+        return Expectation(
+            answer(load(checkpoint, reloaded_in(checkpoint)), ids), self.within(SAME_FP32 if whole else SAME_BF16)
+        )

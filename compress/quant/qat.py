@@ -56,7 +56,7 @@ class QAT:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qat"
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.hardware import native_bf16
+from compress.checkpoint import Checkpoint
+from compress.hardware import native
 from compress.keys import module_version
 from compress.report.won_back import won_back
 
@@ -47,6 +48,7 @@ class Facts:
 def build_report(facts: Facts) -> dict[str, Any]:
     """Everything a run found out, JSON-able."""
     config, source, baseline, final = facts.config, facts.source, facts.baseline, final_figures(facts)
+    stored = Checkpoint(source.folder, frozenset()).dtype_name
     return {
         "pipeline": config.name,
         "command": " ".join(["python -m compress", *map(shlex.quote, facts.overrides)]),
@@ -66,7 +68,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
         },
         "text": text_facts(facts.corpus),
         "second_text": text_facts(facts.second),
-        "protocol": protocol(config, baseline, facts.run["device"]),
+        "protocol": protocol(config, baseline, stored if facts.run["device"] == "cpu" else "float32"),
         "baseline": baseline,
         "stages": facts.stages,
         "won_back": won_back(baseline, facts.stages),
@@ -105,11 +107,10 @@ def versions(facts: Facts) -> dict[str, str]:
     return known | {name: module_version(name) for name in sorted(runtimes)}
 
 
-def protocol(config: Config, baseline: dict[str, Any], device: str) -> str:
+def protocol(config: Config, baseline: dict[str, Any], stored: str) -> str:
     """One sentence without which a perplexity means nothing."""
     windows = f"{baseline['windows']} + {baseline['second_windows']}"
-    emulated = device == "cpu" and not native_bf16()
-    computed = "fp32 (this processor has no products in bf16)" if emulated else "the type of the weights"
+    computed = "the type of the weights" if native(stored) else f"fp32 (this processor has no products in {stored})"
     scored = f"{baseline['scored_tokens']} + {baseline['second_scored_tokens']}"
     return (
         f"Held-out text joined as it stands, {windows} non-overlapping windows of at most {config.evaluate.window} "

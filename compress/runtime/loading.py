@@ -53,8 +53,7 @@ def load_model(
 
     checkpoint = Checkpoint(folder, frozenset())
     own = quantization_of(checkpoint.raw_config)
-    slow = dtype is None and slow_half(compute_dtype(checkpoint), device)
-    if slow:
+    if dtype is None and slow_half(compute_dtype(checkpoint), device):
         dtype = torch.float32
     if own is not None:
         return load_own(checkpoint, own, dtype, device, as_codes)
@@ -66,10 +65,9 @@ def load_model(
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if dtype is not None:
         for parameter in model.parameters():  # what lies beside quantized layers is loaded as stored
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):
                 parameter.data = parameter.data.to(dtype)
-    if slow:
-        use_four_bit_type(model, torch.float32)
+        use_four_bit_type(model, dtype)
     if not plain:
         use_four_bit_kernels(model)
         use_int8_kernels(model)
@@ -79,6 +77,12 @@ def load_model(
 def slow_half(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether `device` is a processor without products in this half precision: what lies in it computes in fp32."""
     return torch.device(device).type == "cpu" and not native(str(dtype).removeprefix("torch."))
+
+
+def reloaded_in(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The type that a fresh process on this processor computes in: None for the stored one. Where activations are
+    rounded, another type rounds some of them the other way."""
+    return torch.float32 if slow_half(compute_dtype(checkpoint), "cpu") else None
 
 
 def load_own(
@@ -120,7 +124,7 @@ def load_own(
                 bias = getattr(model.get_submodule(path), "bias", None)
                 codes, absmax = value.parts["codes"], value.parts["absmax"]
                 static = value.parts.get(INPUT_ABSMAX)
-                layer = Int8Linear(codes, absmax, None if bias is None else bias.data, static)
+                layer = Int8Linear(codes, absmax, None if bias is None else bias.data, static, static is None)
                 replace_module(model, path, layer.to(device))
     if as_codes:
         rows = dtype or compute_dtype(checkpoint)
@@ -146,4 +150,4 @@ def use_int8_kernels(model: nn.Module) -> None:
         weight: Any = module.weight
         absmax = weight.SCB if weight.SCB is not None else module.state.SCB
         bias = None if module.bias is None else module.bias.data
-        replace_module(model, name, Int8Linear(weight.data, absmax, bias))
+        replace_module(model, name, Int8Linear(weight.data, absmax, bias, through_half=True))

@@ -10,34 +10,33 @@ time, and 4 M N of a part.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from compress_kernels import reference
 
 EXACT_COLUMNS = 1024
 """128 x 128 x 1,024 = 2^24: every sum of so many products is an fp32 number."""
-
-
-@cache
-def has_int8_products() -> bool:
-    """Whether `torch._int_mm` is more than a loop on this processor."""
-    return torch.cpu._is_vnni_supported()
+CUDA_ROWS = 17
+"""`torch._int_mm` on CUDA takes no fewer rows."""
+FAST_ON_CPU: bool = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
+"""Whether `torch._int_mm` is more than a loop on this processor."""
 
 
 def int8_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b^T exactly: int8 [M, K], [N, K] -> int32 [M, N]."""
-    if a.is_cuda or has_int8_products():
-        return reference.int8_product(a, b)
-    return in_fp32(a, b)
+    if not a.is_cuda:
+        return torch._int_mm(a, b.t()) if FAST_ON_CPU else in_fp32(a, b)
+    rows = len(a)
+    if rows < CUDA_ROWS:
+        a = F.pad(a, (0, 0, 0, CUDA_ROWS - rows))
+    return torch._int_mm(a, b.t())[:rows]
 
 
 def in_fp32(a: Tensor, b: Tensor) -> Tensor:
     """The same by fp32 products that are exact."""
     total = torch.zeros(len(a), len(b), dtype=torch.int32, device=a.device)
-    for first in range(0, a.shape[1], EXACT_COLUMNS):
-        part = slice(first, first + EXACT_COLUMNS)
-        total += (a[:, part].float() @ b[:, part].float().t()).int()
+    with torch.autocast(a.device.type, enabled=False):
+        for first in range(0, a.shape[1], EXACT_COLUMNS):
+            part = slice(first, first + EXACT_COLUMNS)
+            total += (a[:, part].float() @ b[:, part].float().t()).int()
     return total

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from compress_kernels.codes import INT8_LEVELS, INT8_UNIT, NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
 from compress_kernels.grid_weight import LatentGradients, LatentWeight
+from compress_kernels.int8_product import int8_product
 from compress_kernels.reference_rows import divergence_rows, kl_loss, weighted_divergence  # noqa: F401 - part of it
 from compress_kernels.sweep import Sweep, Swept
 
 ABSMAX_FLOOR = 1e-38
-INT_MM_CUDA_ROWS = 17
-"""`torch._int_mm` on CUDA takes no fewer rows."""
 
 
 def _blocks_of(count: int, block: int) -> tuple[int, int]:
@@ -102,14 +101,6 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
     product = int8_product(tokens, codes)
     y = product * (token_absmax[:, None] * absmax) * INT8_UNIT
     return (y if bias is None else y + bias).to(x.dtype).view(*x.shape[:-1], -1)
-
-
-def int8_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b^T exactly: int8 [M, K], [N, K] -> int32 [M, N]."""
-    rows = len(a)
-    if a.is_cuda and rows < INT_MM_CUDA_ROWS:
-        a = F.pad(a, (0, 0, 0, INT_MM_CUDA_ROWS - rows))
-    return torch._int_mm(a, b.t())[:rows]
 
 
 def decode_rows_4bit(

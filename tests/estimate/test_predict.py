@@ -271,5 +271,6 @@ def test_without_products_in_bf16_weights_and_streams_take_twice_as_much() -> No
         assert models == 1 or read > 1.8 * half["distill"]["mapped_bytes"]
     assert whole["prune"]["terms"]["streams"] == 2 * half["prune"]["terms"]["streams"]
     assert "weights in fp32" not in whole["quant"]["terms"]  # rounded tensor by tensor: nothing computes
+    assert all(half[name]["gpu_bytes"] == whole[name]["gpu_bytes"] for name in half)  # it is not the GPU's processor
     stored = replace(chain, original=replace(chain.original, dtype="float32"))
     assert not any("weights in fp32" in row["terms"] for row in predict(stored, replace(MACHINE, native_bf16=False)))

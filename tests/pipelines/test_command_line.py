@@ -57,10 +57,17 @@ def test_help_is_fast(tmp_path: Path) -> None:
     # processor time, so that a busy machine does not fail the test; it is all the time there is on an idle one.
     # Hydra imports every plug-in that is installed (ray's and Optuna's take longest) before it answers
     limit = 2 if importlib.util.find_spec("hydra_plugins") is None else 5
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = spent()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    torch_alone = spent() - before
     done = typed("--help", cwd=tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < limit
+    # on a slow processor everything takes longer: importing torch is 1.3 s of a fast one's
+    assert spent() - before - torch_alone < limit * max(1.0, torch_alone / 1.3)
     assert done.returncode == 0 and "stages.prune.keep" in done.stdout and "_schema" not in done.stdout
 
 

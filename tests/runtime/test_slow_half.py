@@ -97,3 +97,29 @@ def test_written_weights_do_not_depend_on_it(halves: Path, monkeypatch: pytest.M
     runs_on(AVX2, monkeypatch)
     model = dense_model(Checkpoint(halves, frozenset({DENSE})), torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_int8_layers_round_their_inputs_as_bitsandbytes_does(halves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It casts them to fp16 before: without that, single codes differ, and after some layers the models too."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    runs_on(AVX2, monkeypatch)
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    AutoModelForCausalLM.from_pretrained(halves, quantization_config=config).save_pretrained(halves / "int8")
+    with torch.no_grad():
+        ours, theirs = (load_model(halves / "int8", plain=plain)(IDS).logits for plain in (False, True))
+    assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+def test_the_type_is_read_from_the_weights_where_the_config_says_none(
+    halves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    values = json.loads((halves / "config.json").read_text())
+    (halves / "config.json").write_text(json.dumps({k: v for k, v in values.items() if k != "dtype"}))
+    runs_on(AVX2, monkeypatch)
+    with torch.no_grad(), FreshProcess("transformers", halves, 1, 64) as process:
+        whole = load_model(halves)(IDS).logits
+        assert whole.dtype is torch.float32
+        assert torch.allclose(process.logits(IDS[0]), whole[0], atol=1e-5)

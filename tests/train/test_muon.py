@@ -43,6 +43,19 @@ def test_each_takes_its_own_steps() -> None:
         torch.testing.assert_close(found, expected)
 
 
+def test_scales_of_a_grid_are_no_matrix() -> None:
+    from compress.grids import grid_named, level_of
+    from compress.quant.fake import GridWeight
+
+    grid, weight = grid_named("nf4"), torch.randn(8, 128, generator=torch.Generator().manual_seed(0))
+    scales = grid.start(weight)
+    on_grid = GridWeight(level_of(weight, scales, grid), scales, weight, grid)
+    both: Any = make_optimizer(MUON, on_grid.parameters(), 1e-2)
+    muon, adamw = both.parts
+    assert [p is on_grid.latent for p in muon.param_groups[0]["params"]] == [True]
+    assert [p is on_grid.factor for p in adamw.param_groups[0]["params"]] == [True]
+
+
 def test_a_schedule_and_a_saved_state_reach_both() -> None:
     ours, again = parameters(), parameters()
     first = make_optimizer(MUON, ours, 1e-2)

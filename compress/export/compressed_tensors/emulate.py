@@ -7,6 +7,7 @@ activations  per token: step = absmax / 127.5, codes -128 .. 127; ours is absmax
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from compress.export.emulate import answer, range_to_int8, rounded_inputs, token
 from compress.export.tensors import delivered
 from compress.grids import Encoded, Int8
 from compress.runtime.encoded import INPUT_ABSMAX, INT8_STATIC, INT8_TOKENS
+from compress.runtime.loading import reloaded_in
 from compress.runtime.modules import replace_module
 
 if TYPE_CHECKING:
@@ -40,14 +42,15 @@ def expected(
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Logits [length, vocab] of the pipeline's model, of its emulation where the two compute differently, and how the
     latter rounds activations, in words: nothing if it does not."""
-    model = load(checkpoint, None)
+    model = load(checkpoint, reloaded_in(checkpoint))
     pipeline = answer(model, ids)
     dense = {name for name, value, _ in delivered(checkpoint) if not isinstance(value, Encoded)}
     rules, differs, rounded = {}, False, set[str]()
-    for name, value, kind in chosen(checkpoint, scheme, group):
+    for name, stored, kind in chosen(checkpoint, scheme, group):
         if kind is None:
             continue
-        assert isinstance(value, Encoded)
+        assert isinstance(stored, Encoded)
+        value = replace(stored, dtype=model.dtype)  # what it computes in here, whatever it is stored in
         path = name.removesuffix(".weight")
         before: Any = model.get_submodule(path)
         differs |= kind.activations is not None or name in dense or not isinstance(before, nn.Linear)

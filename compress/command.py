@@ -6,6 +6,7 @@ import difflib
 import errno
 import logging
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -37,6 +38,8 @@ MEANT = {
 """Of what is there by default -> what somebody who sets something else in it has probably forgotten."""
 UNFINISHED = {"config.yaml", "run.log", "run.json", "logs", ".hydra", "compress.log"}
 """What a run that did not come to its end leaves in its folder."""
+ARTIFACTS = "artifacts"
+"""That, if it was killed while it wrote them; they are written again."""
 GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", "prune", "distill", "quant", "recover", "export")
 ADDED = ("pipeline", "sweep", "launch", "prune", "distill", "quant", "recover")
 """Groups that no default names: they take a + in front."""
@@ -88,8 +91,9 @@ def taken(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     names = {file.name for file in folder.iterdir()}
+    unfinished = UNFINISHED if "report.json" in names else UNFINISHED | {ARTIFACTS}
     # a run of ours writes its log beside its config
-    return bool(names - UNFINISHED) or ("config.yaml" in names and "run.log" not in names)
+    return bool(names - unfinished) or ("config.yaml" in names and "run.log" not in names)
 
 
 def execute(composed: Any, output: Path, overrides: list[str], progress: Any = None) -> dict[str, Any]:
@@ -119,6 +123,7 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
     from compress.preparation import check_writable
 
     check_writable(output, "output=DIR")
+    shutil.rmtree(output / ARTIFACTS, ignore_errors=True)  # of a run that was killed: a finished one has a report
     (output / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
     handler = logging.FileHandler(output / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -166,8 +171,9 @@ def as_user_error(error: BaseException) -> UserError | None:
                 f"cannot write {cause.filename}: {cause.strerror}.",
                 "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.",
             )
-    if any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
-        return UserError(*_config_message(chain))
+    unreadable = _unreadable(chain)
+    if unreadable or any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
+        return unreadable or UserError(*_config_message(chain))
     return None
 
 
@@ -192,6 +198,25 @@ def tell(error: BaseException, folder: Path | None, which: str = "") -> int:
 def _was_making_a_folder(error: OSError) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and any(frame.name in ("mkdir", "makedirs", "_save_config") for frame in frames)
+
+
+def _unreadable(chain: list[BaseException]) -> UserError | None:
+    """For what Hydra's grammar makes nothing of."""
+    for cause in chain:
+        said = str(cause)
+        if isinstance(cause, ValueError) and said.startswith("Config group override must be"):
+            hint = "To leave a stage out type '~stages.NAME', an export '~export.NAME'."
+            return UserError("a group cannot be null.", hint)
+        ambiguous = re.search(r"Ambiguous value for argument '([^']*)'", said)
+        given = ambiguous[1] if ambiguous else getattr(cause, "override", None)
+        if isinstance(given, str) and "=" in given:
+            key, _, value = given.partition("=")
+            return UserError(
+                f"{given} cannot be read as KEY=VALUE.",
+                "A value with spaces, commas, brackets or letters beyond ASCII goes in double quotes inside single "
+                f"ones: '{key}=\"{value}\"'",
+            )
+    return None
 
 
 def _config_message(chain: list[BaseException]) -> tuple[str, str]:

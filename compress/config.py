@@ -103,6 +103,10 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
+MOST_THREADS = 4096
+"""Above, torch's thread pool ends the process at its first product."""
+
+
 @dataclass
 class Config:
     """Everything a run can be told."""
@@ -135,8 +139,8 @@ class Config:
     """With mode=verify: the folder to check."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads={self.threads} must be at least 1.")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(f"threads={self.threads} must be from 1 to {MOST_THREADS}.")
         if not 0 <= self.seed < 1 << 32:
             raise UserError(f"seed={self.seed} must be from 0 to {(1 << 32) - 1}.")
 
@@ -172,6 +176,7 @@ def build(composed: Any) -> Config:
         config.stages = {name: stage for name, stage in config.stages.items() if stage is not None}
         if not config.stages and config.mode is not Mode.estimate:
             raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
+        _check_groups(config)
         for name, stage in config.stages.items():
             if not isinstance(stage, tuple(STAGES.values())):
                 raise UserError(
@@ -190,6 +195,24 @@ def build(composed: Any) -> Config:
         check_chain(stages)
         _check_own_rates(config)
     return config
+
+
+def _check_groups(config: Config) -> None:
+    """Refuse a plain value where a group is meant.
+
+    Raises:
+        UserError: naming what to type instead.
+    """
+    meant = {
+        "model": ("resolve", "model=hf model.path=DIR_OR_ID"),
+        "teacher": ("resolve", "+model@teacher=hf teacher.path=DIR_OR_ID"),
+        "data": ("load", "data=text data.path=FILE_OR_FOLDER"),
+        "second": ("load", "data@second=text second.path=FILE_OR_FOLDER"),
+    }
+    for name, (does, typed) in meant.items():
+        given = getattr(config, name)
+        if not hasattr(given, does) and (name != "teacher" or given is not None):
+            raise UserError(f"{name}={given} names no {'model' if does == 'resolve' else 'text'}.", f"Type: {typed}")
 
 
 def _check_own_rates(config: Config) -> None:

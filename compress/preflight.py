@@ -81,7 +81,8 @@ class Following:
 
     def __init__(self, inner: Progress) -> None:
         self.inner = inner
-        self.where = "the start"
+        self.where = ""
+        """The stage; none before the first."""
 
     def bar(self, description: str, total: float) -> AbstractContextManager[Advance]:
         """As the inner one."""
@@ -131,12 +132,13 @@ HINT = "Change it, or drop the stage with '~stages.NAME' (an export with '~expor
 def failure(where: str, error: Exception) -> UserError:
     """What failed, in words; a fault that is not the user's is told with its place in the code."""
     stage = where.partition(" ")[0]
+    place = f"preflight: stage {stage!r} fails" if stage else "preflight fails before the first stage"
     if isinstance(error, UserError):
-        return UserError(f"preflight: stage {stage!r} fails: {error.problem}", error.hint or HINT)
+        return UserError(f"{place}: {error.problem}", error.hint or HINT)
     last = traceback.extract_tb(error.__traceback__)[-1]
     said = (str(error).strip().splitlines() or ["no message"])[0]
-    place = f"{Path(last.filename).name}, line {last.lineno}"
-    return UserError(f"preflight: stage {stage!r} fails: {type(error).__name__}: {said} ({place}).", HINT)
+    line = f"{Path(last.filename).name}, line {last.lineno}"
+    return UserError(f"{place}: {type(error).__name__}: {said} ({line}).", HINT)
 
 
 def _checked(config: Config) -> Subject:

@@ -21,7 +21,7 @@ class Terminal:
     def __init__(self, prefix: str = "", bars: bool = True) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
         self.prefix = prefix
         """In front of every line: which run of a sweep it is about."""
         self.bars = bars and self.console.is_terminal
@@ -41,7 +41,7 @@ class Terminal:
 
         label = f"{self.prefix}{description}"
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -59,8 +60,10 @@ class Distill:
             raise UserError(f"distill.teacher_k={self.teacher_k} must be at least 1.")
         if self.teacher_correction_tokens < 0:
             raise UserError(f"distill.teacher_correction_tokens={self.teacher_correction_tokens} must not be negative.")
-        if not self.teacher_correction_rate > 0:
-            raise UserError(f"distill.teacher_correction_rate={self.teacher_correction_rate} must be above zero.")
+        if not 0 < self.teacher_correction_rate < math.inf:
+            raise UserError(
+                f"distill.teacher_correction_rate={self.teacher_correction_rate} must be above zero, and a number."
+            )
         unusual = [f"loss.{name}" for name in ("hidden", "attention") if getattr(self.loss, name)]
         unusual += [f"teacher_store={self.teacher_store.value}"] * (self.teacher_store is not TeacherStore.none)
         if self.train.devices > 1 and unusual:

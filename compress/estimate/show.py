@@ -12,7 +12,7 @@ def show_estimate(report: Mapping[str, Any]) -> None:
     """Print to standard output."""
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if not console.is_terminal:
         console.width = 120
     model, known = report["model"], report["machine"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
 from compress.evaluate.settings import Evaluation
+from compress.keys import module_version
 from compress.store import Store, content_key
 
 if TYPE_CHECKING:
@@ -72,7 +73,22 @@ class Evaluator:
                 tokens=max(window, self.settings.tokens),
                 setting="evaluate.window",
             )
+            self._check_words(windows[prefix])
         return windows
+
+    def _check_words(self, windows: torch.Tensor) -> None:
+        """Refuse a token that the model has no row for.
+
+        Raises:
+            UserError: naming it.
+        """
+        known, largest = int(self.original.config.get_text_config().vocab_size), int(windows.max())
+        if largest >= known:
+            raise UserError(
+                f"the tokenizer gives token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the "
+                f"model's embedding has {known} rows.",
+                "Take the tokenizer that belongs to the model, or enlarge it: model.resize_token_embeddings(...).",
+            )
 
     @cached_property
     def references(self) -> dict[str, Reference]:
@@ -140,7 +156,7 @@ class Evaluator:
 
             settings = self.settings
             found: dict[str, Any] = {}
-            with self.progress.bar("speed, answers and tasks", 2 + bool(settings.tasks)) as advance:
+            with self.progress.bar("speed, answers and tasks", 2 + bool(tasks)) as advance:
                 model = self.load(checkpoint, plain)
                 if settings.speed:
                     found["speed"] = measure_speed(model, settings.prefill_tokens, settings.decode_tokens)
@@ -151,12 +167,17 @@ class Evaluator:
                     for prompt, text in zip(settings.prompts, answers, strict=True)
                 ]
                 advance(1)
-                if settings.tasks:
+                if tasks:
                     found["tasks"] = self._tasks(model)
                     advance(1)
             return found
 
+        tasks = self.settings.tasks
         asked = {key: value for key, value in asdict(self.settings).items() if key not in ("tokens", "window")}
+        if tasks:
+            asked["lm_eval"] = module_version("lm_eval")
+            if self.settings.tasks_path is not None:
+                return compute()  # what its files refer to, and whether that has changed, only lm-eval knows
         return self._remembered("behaviour", {**asked, "weights": weights, "plain": plain}, compute)
 
     def _tasks(self, model: Any) -> dict[str, dict[str, float]]:

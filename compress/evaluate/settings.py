@@ -51,3 +51,5 @@ class Evaluation:
             raise UserError(f"evaluate.tokens={self.tokens} leaves nothing to score.", "Give at least one window.")
         if self.prefill_tokens < 1 or self.decode_tokens < 1 or self.answer_tokens < 1:
             raise UserError("evaluate.prefill_tokens, decode_tokens and answer_tokens must be at least 1.")
+        if self.tasks_limit is not None and self.tasks_limit < 1:
+            raise UserError(f"evaluate.tasks_limit={self.tasks_limit} must be at least 1; null asks all questions.")

@@ -79,7 +79,11 @@ def fit_model(full: Widths, kinds: list[Kind], possible: Callable[[Widths], bool
         narrow = next((w for w in _narrowed(full, kind) if possible(w)), None)
         if kind != "layers" and narrow is not None:
             parts[kind] = max(0.0, (1 - ratio(narrow)) / (1 - narrow.of(kind) / full.of(kind)))
-    return LatencyModel(full, min(max(fixed, 0.0), 1.0), parts)
+    fixed = min(max(fixed, 0.0), 1.0)
+    # measured one by one, they may come to more than there is: then the dense model itself would take more than 1
+    inside = sum(part for kind, part in parts.items() if kind != "hidden")
+    most = min(1.0, (1 - fixed) / inside) if inside > 0 else 1.0
+    return LatencyModel(full, fixed, {kind: part * (1 if kind == "hidden" else most) for kind, part in parts.items()})
 
 
 def _narrowed(full: Widths, kind: Kind) -> list[Widths]:
@@ -122,12 +126,17 @@ def solve_latency(asked: float, model: LatencyModel, solve: Callable[[float, Cou
             if not tried:
                 raise
             break  # a moved goal may be out of reach where the one asked for is not
-        if widths in tried:
-            break
+        if widths in tried or (widths == model.full and asked < 1):
+            break  # the whole model is no answer to less of its time
         tried[widths] = ratio(widths)
         if abs(tried[widths] - asked) <= CLOSE:
             break
         goal = min(1.0, max(0.01, goal + asked - tried[widths]))
+    if not tried:
+        raise UserError(
+            f"latency={asked} asks for less than the smallest cut saves: nothing would be removed.",
+            "Ask for less, or leave the stage out.",
+        )
     best = min(tried, key=lambda w: abs(tried[w] - asked))
     if tried[best] - asked > REFUSED:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
@@ -189,7 +190,7 @@ class Compensate:
     def __post_init__(self) -> None:
         from compress.errors import UserError
 
-        if not self.ridge > 0:
+        if not 0 < self.ridge < math.inf:
             raise UserError(f"compensate.ridge={self.ridge} must be above zero.")
         if not 0 <= self.absorb <= 1:
             raise UserError(f"compensate.absorb={self.absorb} is a fraction: from 0 to 1.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Optional
@@ -72,8 +73,10 @@ class QAT:
                 "Leave it at none, or take +pipeline=qat_int8.",
             )
         for name in ("scale_rate", "norm_rate"):
-            if getattr(self, name) < 0:
-                raise UserError(f"quant.{name}={getattr(self, name)} must not be negative; 0 holds them still.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"quant.{name}={getattr(self, name)} must not be negative, and a number; 0 holds them still."
+                )
 
     @property
     def grid_name(self) -> str:

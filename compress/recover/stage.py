@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar
@@ -48,8 +49,8 @@ class QLoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"recover.rank={self.rank} must be at least 1.")
-        if not self.alpha > 0:
-            raise UserError(f"recover.alpha={self.alpha} must be above zero.")
+        if not 0 < self.alpha < math.inf:
+            raise UserError(f"recover.alpha={self.alpha} must be above zero, and a number.")
         if self.calibration_tokens < 1:
             raise UserError(
                 f"recover.calibration_tokens={self.calibration_tokens} must be at least 1.",

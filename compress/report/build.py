@@ -68,7 +68,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
         },
         "text": text_facts(facts.corpus),
         "second_text": text_facts(facts.second),
-        "protocol": protocol(config, baseline, stored if facts.run["device"] == "cpu" else "float32"),
+        "protocol": protocol(baseline, stored if facts.run["device"] == "cpu" else "float32"),
         "baseline": baseline,
         "stages": facts.stages,
         "won_back": won_back(baseline, facts.stages),
@@ -107,12 +107,13 @@ def versions(facts: Facts) -> dict[str, str]:
     return known | {name: module_version(name) for name in sorted(runtimes)}
 
 
-def protocol(config: Config, baseline: dict[str, Any], stored: str) -> str:
+def protocol(baseline: dict[str, Any], stored: str) -> str:
     """One sentence without which a perplexity means nothing."""
     windows = f"{baseline['windows']} + {baseline['second_windows']}"
     computed = "the type of the weights" if native(stored) else f"fp32 (this processor has no products in {stored})"
+    window = baseline["scored_tokens"] // baseline["windows"] + 1
     scored = f"{baseline['scored_tokens']} + {baseline['second_scored_tokens']}"
     return (
-        f"Held-out text joined as it stands, {windows} non-overlapping windows of at most {config.evaluate.window} "
+        f"Held-out text joined as it stands, {windows} non-overlapping windows of {window} "
         f"tokens ({scored} scored, the first of each window not), logits in {computed}, log-probabilities in fp32."
     )

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import compress
 from compress.errors import UserError
+from tests.models import save
 from tests.pipelines.helpers import tiny_run
 
 
@@ -85,6 +86,12 @@ def test_spoiled_model(case: str, model: Path, text_file: Path, tmp_path: Path, 
         compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
     assert said in str(caught.value)
     assert not (tmp_path / "out" / "artifacts").exists()
+
+
+def test_a_token_the_model_has_no_row_for(text_file: Path, tmp_path: Path, cache: Path) -> None:
+    save("llama", tmp_path / "model", vocab_size=100)
+    with pytest.raises(UserError, match=r"token \d+ .* embedding has 100 rows"):
+        compress.run(tiny_run("nf4", tmp_path / "model", text_file, tmp_path / "out"))
 
 
 def test_empty_text(model: Path, tmp_path: Path, cache: Path) -> None:

@@ -137,6 +137,11 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     assert fresh_folder(mine) == tmp_path / "proj_2"
     (mine / "run.log").write_text("an unfinished run of ours")
     assert fresh_folder(mine) == mine
+    (mine / "artifacts").mkdir()  # killed while it wrote them
+    assert fresh_folder(mine) == mine
+    (mine / "report.json").write_text("{}")
+    assert fresh_folder(mine) == tmp_path / "proj_2"
+    (mine / "report.json").unlink()
     (mine / "notes.txt").write_text("mine")
     assert fresh_folder(mine) == tmp_path / "proj_2"
 

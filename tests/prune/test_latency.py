@@ -54,6 +54,28 @@ def test_what_no_cut_can_reach_is_refused_in_words() -> None:
         solve_latency(0.3, stuck, lambda keep, count: prune.solved(SMOL, keep, count), lambda _: 0.9)
 
 
+def test_the_whole_model_is_no_answer() -> None:
+    """A cut that turns out faster than modelled moves the goal up to where nothing would be cut."""
+    prune = Prune(latency=0.95, share={"mlp": 1.0})
+    model = LatencyModel(FULL, 0.2, {"mlp": 0.5})
+
+    def faster(widths: Widths) -> float:
+        return 1.0 if widths == FULL else 0.87
+
+    found = solve_latency(0.95, model, lambda keep, count: prune.solved(SMOL, keep, count), faster)
+    assert found.widths != FULL and found.measured == 0.87
+    with pytest.raises(UserError, match="nothing would be removed"):
+        solve_latency(0.95, model, lambda *_: FULL, faster)
+
+
+def test_parts_measured_apart_are_no_more_than_the_whole() -> None:
+    def overlapping(widths: Widths) -> float:
+        return 0.69 + 0.31 * widths.layers / FULL.layers if widths.mlp == FULL.mlp else 0.735
+
+    model = fit_model(FULL, ["mlp"], lambda _: True, overlapping)
+    assert model(FULL) == pytest.approx(1.0) and model(replace(FULL, mlp=FULL.mlp // 2)) < 1.0
+
+
 def test_a_config_that_cannot_say_half_is_asked_for_more() -> None:
     model = fit_model(FULL, ["mlp"], lambda w: w.mlp > 1000, clock)
     assert model.parts == pytest.approx({"mlp": 0.4})

@@ -148,6 +148,18 @@ def _feedback(form: Form) -> float:
 
 
 def _placed(form: Form, grid: str, stage: Any) -> Form:
+    shapes = list(form.linears_of_a_layer())
+
+    def fits(name: str) -> bool:
+        return any(OwnFormat(name).fits(*shape) for shape in shapes)
+
+    if shapes and not fits(grid):
+        some = ", ".join(name for name in ("int8", "q8_0", "q4_0", "nf4_b32", "int4_g32") if fits(name))
+        raise UserError(
+            f"no linear layer of this model has a shape that runs on the grid {grid}.",
+            f"These run: {some}. Type quant@stages.NAME=grid stages.NAME.grid=GRID, or prune to other widths: "
+            "stages.prune.multiple=64.",
+        )
     activations = getattr(stage.activations, "value", stage.activations)
     linears = laid_out(grid, stage.embedding is None, activations == "int8_token")
     return replace(form, linears=linears, embeddings=OwnFormat(stage.embedding) if stage.embedding else DENSE)

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from compress.errors import UserError
+
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
@@ -13,13 +15,7 @@ def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
     answers = []
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.generation_config.eos_token_id
     for prompt in prompts:
-        if tokenizer.chat_template:
-            message = [{"role": "user", "content": prompt}]
-            ids = tokenizer.apply_chat_template(
-                message, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        else:
-            ids = tokenizer(prompt, return_tensors="pt")
+        ids = _asked(tokenizer, prompt)
         ids = {"input_ids": ids["input_ids"].to(model.device), "attention_mask": ids["attention_mask"].to(model.device)}
         limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
         room = min(tokens, limit - ids["input_ids"].shape[1])
@@ -30,6 +26,26 @@ def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
         written = out[0, ids["input_ids"].shape[1] :]
         answers.append(tokenizer.decode(written, skip_special_tokens=True).strip())
     return answers
+
+
+def _asked(tokenizer: Any, prompt: str) -> Any:
+    """The prompt's tokens, in the chat template where there is one.
+
+    Raises:
+        UserError: the template cannot be filled in.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer(prompt, return_tensors="pt")
+    from jinja2 import TemplateError
+
+    message = [{"role": "user", "content": prompt}]
+    try:
+        return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    except TemplateError as error:
+        raise UserError(
+            f"the model's chat template refuses a question without a system message: {error}.",
+            "Mend chat_template.jinja, or ask nothing: evaluate.prompts=[].",
+        ) from error
 
 
 def repetition(text: str, n: int = 4) -> float:

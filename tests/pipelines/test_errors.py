@@ -88,6 +88,20 @@ def test_spoiled_model(case: str, model: Path, text_file: Path, tmp_path: Path, 
     assert not (tmp_path / "out" / "artifacts").exists()
 
 
+def test_a_grid_that_no_layer_fits_is_said_before_the_work(text_file: Path, tmp_path: Path, cache: Path) -> None:
+    save("llama", tmp_path / "model", hidden_size=48, intermediate_size=112, head_dim=12)
+    with pytest.raises(UserError, match="grid nf4") as found:
+        more = "+quant@stages.quant=nf4"
+        compress.run(tiny_run("prune_only", tmp_path / "model", text_file, tmp_path / "out", more))
+    assert "int8" in found.value.hint and not list((cache / "store").glob("evaluations/*"))
+
+
+def test_a_chat_template_that_refuses(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ raise_exception('system message needed') }}")
+    with pytest.raises(UserError, match=r"chat template .* system message needed"):
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
+
+
 def test_a_token_the_model_has_no_row_for(text_file: Path, tmp_path: Path, cache: Path) -> None:
     save("llama", tmp_path / "model", vocab_size=100)
     with pytest.raises(UserError, match=r"token \d+ .* embedding has 100 rows"):

@@ -232,6 +232,7 @@ class Run:
             config=self.config,
             source=self.source,
             weights=self.first.weights,
+            teacher=None if self.config.teacher is None else self.original.checkpoint.name,
             corpus=self.corpus,
             second=self.second,
             run=self.run_key,

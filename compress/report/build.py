@@ -29,6 +29,8 @@ class Facts:
     source: ResolvedModel
     weights: str
     """Identifies the weights the run began with."""
+    teacher: str | None
+    """Name of the model everything is compared with, where it is not the one the run began with."""
     corpus: Corpus
     second: Corpus
     run: dict[str, Any]
@@ -66,6 +68,7 @@ def build_report(facts: Facts) -> dict[str, Any]:
             "note": source.source_note,
             "licence": source.licence,
         },
+        "teacher": facts.teacher,
         "text": text_facts(facts.corpus),
         "second_text": text_facts(facts.second),
         "protocol": protocol(baseline, stored if facts.run["device"] == "cpu" else "float32"),

@@ -57,7 +57,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCard
 
     model = report["model"]
-    rows = [form.row("original", report["baseline"], None)[:-1]]
+    rows = [form.row(form.compared_with(report), report["baseline"], None)[:-1]]
     rows += [form.row(stage["name"], stage["metrics"], None)[:-1] for stage in report["stages"]]
     rows.append(form.row("this artifact", form.figures_of(report, artifact), None)[:-1])
     done = "\n".join(f"- **{stage['name']}** ({stage['kind']}): {told(stage['fields'])}" for stage in report["stages"])

@@ -80,9 +80,14 @@ def row(name: str, figures: Mapping[str, Any], seconds: float | None, cached: bo
     )
 
 
+def compared_with(report: Mapping[str, Any]) -> str:
+    """What the first row is: the original, or a teacher of the user's."""
+    return f"teacher {report['teacher']}" if report.get("teacher") else "original"
+
+
 def main_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Original, every stage, every artifact: rows under `HEADER`."""
-    rows = [row("original", report["baseline"], None)]
+    rows = [row(compared_with(report), report["baseline"], None)]
     rows += [row(s["name"], s["metrics"], s["seconds"], s["cached"]) for s in report["stages"]]
     rows += [row(f"artifact {a['name']}", figures_of(report, a), None) for a in report["artifacts"] if runs(a)]
     return rows
@@ -179,7 +184,7 @@ def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         quality = [cell(figures, key, show) for key, show in shown]
         return [name, runtime, size(figures["bytes"]), *quality, load, *(f"{r:.0f}" if r else "" for r in rates)]
 
-    rows = [cells("original", "transformers", report["baseline"], report["baseline"].get("speed") or {}, "")]
+    rows = [cells(compared_with(report), "transformers", report["baseline"], report["baseline"].get("speed") or {}, "")]
     rows += [
         cells(a["name"], runtime_of(a), figures_of(report, a), a.get("speed") or {}, f"{a['load_seconds']:.1f} s")
         for a in [report["source_file"], *report["artifacts"]]

@@ -110,6 +110,9 @@ def test_own_teacher(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: P
     report = compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))
     curve = report["stages"][0]["details"]["curve"]
     assert curve[-1]["kl"] < 0.8 * curve[0]["kl"]
+    assert report["teacher"] == tiny_llama.name
+    for page in ("report.md", "report.html"):
+        assert f"teacher {tiny_llama.name}" in (tmp_path / "out" / page).read_text(), page
 
 
 def test_a_gguf_run_and_its_verification(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

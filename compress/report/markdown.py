@@ -26,7 +26,7 @@ def render(report: Mapping[str, Any]) -> str:
     parts.append("\n".join(f"- {s}" for s in [*form.healing(report), *form.speeds(report), *form.verdicts(report)]))
     of_source = final["bytes_of_source_file"]
     parts.append(
-        f"The artifact takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
+        f"The result takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
         + (f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else ".")
     )
     for shown in shapes.tables(report):

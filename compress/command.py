@@ -91,9 +91,14 @@ def taken(folder: Path) -> bool:
     if not folder.is_dir():
         return folder.exists()
     names = {file.name for file in folder.iterdir()}
-    unfinished = UNFINISHED if "report.json" in names else UNFINISHED | {ARTIFACTS}
+    unfinished = UNFINISHED | {ARTIFACTS} if killed(folder) else UNFINISHED
     # a run of ours writes its log beside its config
     return bool(names - unfinished) or ("config.yaml" in names and "run.log" not in names)
+
+
+def killed(folder: Path) -> bool:
+    """Whether a run of ours began in `folder` and did not come to its report: what it exported is written again."""
+    return (folder / "run.log").is_file() and not (folder / "report.json").exists()
 
 
 def execute(composed: Any, output: Path, overrides: list[str], progress: Any = None) -> dict[str, Any]:
@@ -123,7 +128,8 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
     from compress.preparation import check_writable
 
     check_writable(output, "output=DIR")
-    shutil.rmtree(output / ARTIFACTS, ignore_errors=True)  # of a run that was killed: a finished one has a report
+    if killed(output):
+        shutil.rmtree(output / ARTIFACTS, ignore_errors=True)
     (output / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
     handler = logging.FileHandler(output / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -133,6 +133,9 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
     mine = tmp_path / "proj"
     assert fresh_folder(mine) == mine
     mine.mkdir()
+    (mine / "artifacts").mkdir()  # of somebody who calls a folder so: no run of ours began here
+    assert fresh_folder(mine) == tmp_path / "proj_2"
+    (mine / "artifacts").rmdir()
     (mine / "config.yaml").write_text("mine")
     assert fresh_folder(mine) == tmp_path / "proj_2"
     (mine / "run.log").write_text("an unfinished run of ours")

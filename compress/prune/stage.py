@@ -191,7 +191,7 @@ class Compensate:
         from compress.errors import UserError
 
         if not 0 < self.ridge < math.inf:
-            raise UserError(f"compensate.ridge={self.ridge} must be above zero.")
+            raise UserError(f"compensate.ridge={self.ridge} must be above zero, and a number.")
         if not 0 <= self.absorb <= 1:
             raise UserError(f"compensate.absorb={self.absorb} is a fraction: from 0 to 1.")
         if self.calibration_tokens < 1:

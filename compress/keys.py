@@ -47,7 +47,9 @@ def library_versions() -> dict[str, str]:
 
 def module_version(name: str) -> str:
     """Version of an installed package by its module's name."""
-    for package in packages_distributions().get(name, [name]):
+    with suppress(PackageNotFoundError):
+        return version(name)  # most are called as their module is: the way below reads the lists of all files there are
+    for package in packages_distributions().get(name, ()):
         with suppress(PackageNotFoundError):
             return version(package)
     return "missing"

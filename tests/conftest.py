@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,10 +43,26 @@ def fresh_cache(compiled_kernels: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Callable[[Path], Path]) -> Path:
-    """A cache folder for this test."""
+    """A cache folder for this test, in which nothing is known of this machine's speed: it is measured briefly."""
     folder = fresh_cache(tmp_path / "cache")
     monkeypatch.setenv("COMPRESS_CACHE", str(folder))
+    monkeypatch.setattr("compress.estimate.machine.SECONDS", 0.02)
+    # stages collect garbage before their memory is measured: without what was imported before, in a tenth of the time
+    gc.freeze()
     return folder
+
+
+@pytest.fixture
+def cold_processes() -> None:
+    """Runtimes start as users start them, every library imported anew; without this they are forked (tests/warm.py)."""
+
+
+@pytest.fixture(autouse=True)
+def _warm_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "cold_processes" not in request.fixturenames:
+        from tests.warm import popen
+
+        monkeypatch.setattr("compress.export.fresh.popen", popen)
 
 
 @pytest.fixture(scope="session")

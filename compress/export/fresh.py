@@ -18,6 +18,8 @@ from torch import Tensor
 from compress.hardware import HALF, native
 
 RELOAD = Path(__file__).with_name("reload.py")
+popen = subprocess.Popen
+"""Starts the process. Tests put one here that starts with the libraries imported."""
 
 
 class ReloadError(Exception):
@@ -41,7 +43,7 @@ class FreshProcess:
         self._exchange = tempfile.TemporaryDirectory()
         self._errors = (Path(self._exchange.name) / "stderr").open("w+")
         slow = [name for name in HALF if not native(name)]
-        self._child = subprocess.Popen(
+        self._child = popen(
             [
                 *[sys.executable, "-I", str(RELOAD), runtime, str(artifact)],
                 json.dumps({"threads": threads, "longest": longest, "slow": slow}),

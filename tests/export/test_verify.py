@@ -24,6 +24,9 @@ from compress.stage import DENSE
 IDS = torch.arange(3, 35)[None]
 
 
+pytestmark = pytest.mark.usefixtures("cold_processes")
+
+
 @pytest.fixture
 def artifact(tiny_llama: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "artifact"

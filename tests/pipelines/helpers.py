@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
 from pathlib import Path
 
 FAST = (
@@ -15,9 +17,37 @@ FAST = (
     "own_text.tokens=512",
     "threads=1",
 )
+CALIBRATED = {
+    "fisher": ("calibration_tokens",),
+    "fisher_long": ("calibration_tokens",),
+    "compensate": ("calibration_tokens",),
+    "compensate_long": ("calibration_tokens",),
+    "in_steps": ("prune.calibration_tokens", "compensate.calibration_tokens"),
+    "search": ("prune.calibration_tokens", "compensate.calibration_tokens"),
+}
+"""Presets of conf/prune whose text is longer than a tiny model needs, by the fields that say how long."""
+TOKENS = 3072
+PIPELINES = Path(__file__).parents[2] / "conf" / "pipeline"
+
+
+@cache
+def calibrated(pipeline: str) -> tuple[tuple[str, str, str], ...]:
+    """(stage, what would put another in its place, override) for every calibration of a preset."""
+    file = PIPELINES / f"{pipeline}.yaml"
+    stages = re.findall(r"/prune@(stages\.\w+): (\w+)", file.read_text()) if file.is_file() else []
+    return tuple(
+        (stage, f"prune@{stage}=", f"{stage}.{field}={TOKENS}")
+        for stage, preset in stages
+        for field in CALIBRATED.get(preset, ())
+    )
 
 
 def tiny_run(pipeline: str, model: Path, text: Path, output: Path, *more: str) -> list[str]:
     """Overrides for a run of `pipeline` on a tiny model and text."""
     named = [f"model.path={model}", f"data.path={text}", f"output={output}"]
-    return [f"+pipeline={pipeline}", "model=hf", "data=text", *named, *FAST, *more]
+    short = [
+        override
+        for stage, replaced, override in calibrated(pipeline)
+        if not any(given.startswith((f"~{stage}", replaced)) for given in more)
+    ]
+    return [f"+pipeline={pipeline}", "model=hf", "data=text", *named, *FAST, *short, *more]

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from compress.store import Store, content_key
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from torch import Tensor
 
-    from compress.checkpoint import Checkpoint
+    from compress.keys import Known
     from compress.stage import Progress
-    from compress.store import Store
 
 
-def own_text(store: Store, key: str, settings: Any, original: Checkpoint, fabric: Fabric, progress: Progress) -> Tensor:
-    """Windows [n, length], int64, of about `settings.tokens` tokens."""
-    import torch
+@dataclass
+class OwnText:
+    """Written when it is first asked for."""
 
-    from compress.data.windows import readable
+    store: Store
+    settings: Any
+    """How much, in windows of which length."""
+    original: Known
+    run: Mapping[str, Any]
+    """What else a result depends on."""
+    fabric: Fabric
+    progress: Progress
+    _windows: Tensor | None = field(default=None, init=False)
 
-    length = readable(settings.length, original.config)
-    count = settings.tokens // length
-    if not count:
-        return torch.zeros(0, length, dtype=torch.int64)
-    with store.locked(key):
-        kept = store.recall("own_text", key)
-        if kept is None:
-            from compress.runtime.loading import load_model
-            from compress.runtime.sampling import sample_windows
+    @property
+    def key(self) -> str:
+        """Identifies the text."""
+        return content_key({"own": asdict(self.settings), "original": self.original.key, **self.run})
 
-            with progress.bar("the original writes text of its own", count * length) as advance:
-                model = load_model(original.folder, device=fabric.device)
-                # the run's seed is in the key
-                windows = sample_windows(model, original.tokenizer(), count, length, int(key[:8], 16), advance)
-            kept = {"windows": windows.tolist()}
-            store.remember("own_text", key, kept)
-    return torch.tensor(kept["windows"], dtype=torch.int64)
+    def written(self) -> bool:
+        """Whether the store has it."""
+        return self.store.recall("own_text", self.key) is not None
+
+    def __call__(self) -> Tensor:
+        """Windows [n, length], int64, of about `settings.tokens` tokens."""
+        if self._windows is None:
+            self._windows = self._kept()
+        return self._windows
+
+    def _kept(self) -> Tensor:
+        import torch
+
+        from compress.data.windows import readable
+
+        original, key = self.original.checkpoint, self.key
+        length = readable(self.settings.length, original.config)
+        count = self.settings.tokens // length
+        if not count:
+            return torch.zeros(0, length, dtype=torch.int64)
+        with self.store.locked(key):
+            kept = self.store.recall("own_text", key)
+            if kept is None:
+                from compress.runtime.loading import load_model
+                from compress.runtime.sampling import sample_windows
+
+                with self.progress.bar("the original writes text of its own", count * length) as advance:
+                    model = load_model(original.folder, device=self.fabric.device)
+                    # the run's seed is in the key
+                    windows = sample_windows(model, original.tokenizer(), count, length, int(key[:8], 16), advance)
+                kept = {"windows": windows.tolist()}
+                self.store.remember("own_text", key, kept)
+        return torch.tensor(kept["windows"], dtype=torch.int64)

@@ -22,7 +22,7 @@ from compress.evaluate.tasks import check_tasks
 from compress.export.artifacts import Artifacts
 from compress.keys import Known, known_source, machine_inputs, sidecars_key, stage_fields, stage_inputs
 from compress.memory import PeakMemory
-from compress.own_text import own_text
+from compress.own_text import OwnText
 from compress.paths import cache_folder
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage, last_grids
 from compress.store import Store, content_key
@@ -30,7 +30,6 @@ from compress.train.strategy import check_trainings
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
-    from torch import Tensor
 
     from compress.data import Corpus
 
@@ -49,7 +48,6 @@ class Run:
         self.store = Store(self.cache / "store")
         self.begin = time.monotonic()
         self.rows: list[dict[str, Any]] = []
-        self._written: Tensor | None = None
         self.threads = config.threads or preparation.available_threads()
 
     def execute(self) -> dict[str, Any]:
@@ -65,14 +63,14 @@ class Run:
         self.baseline = self.evaluator.quality(self.original.checkpoint, self.original.weights)
         preparation.check_finite(self.baseline["ppl"], self.original.checkpoint)
         self.baseline |= self.evaluator.behaviour(self.original.checkpoint, self.original.weights)
-        current, dense = self.first, self.first
+        self.student = self._student()
+        current = dense = self.first
         for name, stage in self.config.stages.items():
             current = self._stage(name, stage, current, dense)
             if DENSE in current.checkpoint.traits:
                 dense = current
-        self._title("export", None)
-        folder = self.output / "artifacts"
-        artifacts = self.exports.deliver(current.checkpoint, folder, self.evaluator, self.threads)
+        self._title("export", "export")
+        artifacts = self.exports.deliver(current.checkpoint, self.output / "artifacts", self.evaluator, self.threads)
         source_file = measured_source_file(self.source, self.first.weights, artifacts, self.evaluator, self.threads)
         report = self._report(current, artifacts, source_file)
         write_reports(report, self.output, self.config.report)
@@ -124,8 +122,8 @@ class Run:
         measured = self.evaluator.windows[""].numel()
         preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, measured)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
-        own_written = self.store.recall("own_text", self._own_key()) is not None
-        self.predicted = predicted_rows(config, folders, self.store, own_written)
+        self.own_text = OwnText(self.store, config.own_text, self.original, self.run_key, self.fabric, self.progress)
+        self.predicted = predicted_rows(config, folders, self.store, self.own_text.written())
         check_memory(self.predicted, config.stages, self.device)
 
     def _fabric(self) -> Fabric:
@@ -140,6 +138,15 @@ class Run:
             fabric.seed_everything(self.config.seed, verbose=False)
         return fabric
 
+    def _student(self) -> dict[str, Any] | None:
+        """The model the run begins with as it is, where everything is compared with another."""
+        if self.config.teacher is None:
+            return None
+        self.progress.say("--- the student, untrained")
+        quality = self.evaluator.quality(self.first.checkpoint, self.first.weights)
+        self._say_quality(quality, cached=False)
+        return quality
+
     def _stage(self, name: str, stage: Stage, current: Known, dense: Known) -> Known:
         """The result of one stage, from the store or made now; its row goes into the report."""
         own = asdict(self.config.own_text) | {"original": self.original.key}
@@ -150,7 +157,7 @@ class Run:
         }
         inputs = stage_inputs(stage, current.key, reads, self.run_key)
         key = content_key(inputs)
-        self._title(name, stage)
+        self._title(name, stage.kind)
         with self.store.locked(key, lambda: self.progress.say("waits: another run computes this stage now")):
             record = self.store.find(key)
             cached = record is not None
@@ -188,7 +195,7 @@ class Run:
                 original=self.original.checkpoint,
                 dense=dense.checkpoint if dense is not current else None,
                 corpus=self.corpus,
-                own_text=self._own_text,
+                own_text=self.own_text,
                 fabric=self.fabric,
                 progress=self.progress,
                 seed=self.config.seed,
@@ -209,18 +216,6 @@ class Run:
             }
             return self.store.commit(key, folder, facts)
 
-    def _own_text(self) -> Tensor:
-        """What the original writes, from the store or written now."""
-        settings = self.config.own_text
-        if self._written is None:
-            original = self.original.checkpoint
-            self._written = own_text(self.store, self._own_key(), settings, original, self.fabric, self.progress)
-        return self._written
-
-    def _own_key(self) -> str:
-        own = asdict(self.config.own_text)
-        return content_key({"own": own, "original": self.original.key, **self.run_key})
-
     def _report(
         self, current: Known, artifacts: list[dict[str, Any]], source_file: dict[str, Any] | None
     ) -> dict[str, Any]:
@@ -237,6 +232,7 @@ class Run:
             second=self.second,
             run=self.run_key,
             baseline=self.baseline,
+            student=self.student,
             stages=self.rows,
             behaviour=behaviour,
             artifacts=artifacts,
@@ -247,8 +243,8 @@ class Run:
         )
         return build_report(facts)
 
-    def _title(self, name: str, stage: Stage | None) -> None:
-        self.progress.say(f"--- {name}" if stage is None or stage.kind == name else f"--- {name} ({stage.kind})")
+    def _title(self, name: str, kind: str) -> None:
+        self.progress.say(f"--- {name}" if kind == name else f"--- {name} ({kind})")
 
     def _say_quality(self, quality: dict[str, Any], cached: bool) -> None:
         self.progress.say(

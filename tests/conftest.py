@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,14 +42,15 @@ def fresh_cache(compiled_kernels: Path) -> Callable[[Path], Path]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Callable[[Path], Path]) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_cache: Callable[[Path], Path]) -> Iterator[Path]:
     """A cache folder for this test, in which nothing is known of this machine's speed: it is measured briefly."""
     folder = fresh_cache(tmp_path / "cache")
     monkeypatch.setenv("COMPRESS_CACHE", str(folder))
     monkeypatch.setattr("compress.estimate.machine.SECONDS", 0.02)
     # stages collect garbage before their memory is measured: without what was imported before, in a tenth of the time
     gc.freeze()
-    return folder
+    yield folder
+    gc.unfreeze()
 
 
 @pytest.fixture

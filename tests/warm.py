@@ -8,6 +8,7 @@ as users start it is shown by the tests that ask for `cold_processes`.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import runpy
 import subprocess
@@ -21,6 +22,8 @@ LIBRARIES = (
     *("torch", "transformers", "transformers.models.llama.modeling_llama", "bitsandbytes", "safetensors.torch", "peft"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "accelerate"),
 )
+# where its socket lies, while temporary folders are the system's: a test's own have names too long for one
+multiprocessing.util.get_temp_dir()
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(LIBRARIES))
 

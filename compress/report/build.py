@@ -35,6 +35,8 @@ class Facts:
     second: Corpus
     run: dict[str, Any]
     baseline: dict[str, Any]
+    student: dict[str, Any] | None
+    """Of the model the run began with, where that is not the one everything is compared with."""
     stages: list[dict[str, Any]]
     behaviour: dict[str, Any]
     """Of the last model, in the pipeline."""
@@ -73,8 +75,9 @@ def build_report(facts: Facts) -> dict[str, Any]:
         "second_text": text_facts(facts.second),
         "protocol": protocol(baseline, stored if facts.run["device"] == "cpu" else "float32"),
         "baseline": baseline,
+        "student": facts.student,
         "stages": facts.stages,
-        "won_back": won_back(baseline, facts.stages),
+        "won_back": won_back(baseline, facts.stages, facts.student),
         "final": final
         | {
             "bytes_of_bf16_original": final["bytes"] / baseline["bytes_bf16"],

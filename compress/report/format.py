@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from compress.report.won_back import STUDENT
+
 HEADER = ("", "perplexity", "KL", "top-1", "KL, other text", "params", "size", "time")
 PREDICTED_HEADER = (
     "", "size", "measured", "off", "peak memory", "measured", "off", "time", "measured", "off",
@@ -85,9 +87,15 @@ def compared_with(report: Mapping[str, Any]) -> str:
     return f"teacher {report['teacher']}" if report.get("teacher") else "original"
 
 
+def before(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """What there was before the first stage, by name: the original, or a teacher and its student."""
+    student = report.get("student")
+    return [(compared_with(report), report["baseline"]), *([("student, untrained", student)] if student else [])]
+
+
 def main_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Original, every stage, every artifact: rows under `HEADER`."""
-    rows = [row(compared_with(report), report["baseline"], None)]
+    """Original, a student of the user's, every stage, every artifact: rows under `HEADER`."""
+    rows = [row(name, figures, None) for name, figures in before(report)]
     rows += [row(s["name"], s["metrics"], s["seconds"], s["cached"]) for s in report["stages"]]
     rows += [row(f"artifact {a['name']}", figures_of(report, a), None) for a in report["artifacts"] if runs(a)]
     return rows
@@ -115,16 +123,17 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
         stage, harmed, fraction, alone = entry["stage"], entry["of"], entry["fraction"], entry["fraction_alone"]
         text = "other text" if entry["text"] == "other text" else f"{entry['text']} text"
         path = [entry["kl_before"], entry["kl_damaged"], entry["kl_healed"]]
+        did_harm = f"{harmed} began with" if harmed == STUDENT else f"{harmed} added"
         if fraction is None or not math.isfinite(fraction):
-            said = f"{harmed} added no KL on the {text} that {stage} could take away"
+            said = f"{did_harm} no KL on the {text} that {stage} could take away"
         elif fraction < 0:
-            said = f"{stage} leaves {-100 * fraction:.0f}% more than the KL that {harmed} added on the {text}"
+            said = f"{stage} leaves {-100 * fraction:.0f}% more than the KL that {did_harm} on the {text}"
         elif entry["kl_left"] == entry["kl_damaged"]:
-            said = f"{stage} took away {100 * fraction:.0f}% of the KL that {harmed} added on the {text}"
+            said = f"{stage} took away {100 * fraction:.0f}% of the KL that {did_harm} on the {text}"
         else:
             # others healed before it: what is gone by now is not its work alone
             path.insert(2, entry["kl_left"])
-            said = f"after {stage}, {100 * fraction:.0f}% of the KL that {harmed} added on the {text} is gone"
+            said = f"after {stage}, {100 * fraction:.0f}% of the KL that {did_harm} on the {text} is gone"
             if alone is not None and math.isfinite(alone):
                 did = "took away" if alone >= 0 else "added another"
                 said += f"; {stage} itself {did} {abs(100 * alone):.0f}% of what it was given"
@@ -195,18 +204,18 @@ def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def speeds(report: Mapping[str, Any]) -> list[str]:
     """Reading and writing, before and after."""
-    before, after = report["baseline"].get("speed"), report["final"].get("speed")
-    if not before or not after:
+    first, after = report["baseline"].get("speed"), report["final"].get("speed")
+    if not first or not after:
         return []
     return [
-        f"{what} {before[key]:.0f} -> {after[key]:.0f} tokens/s"
+        f"{what} {first[key]:.0f} -> {after[key]:.0f} tokens/s"
         for what, key in (("prefill", "prefill_tokens_per_second"), ("decode", "decode_tokens_per_second"))
     ]
 
 
 def task_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Task scores with their standard errors: rows under `TASK_HEADER`."""
-    before, after = report["baseline"].get("tasks") or {}, report["final"].get("tasks") or {}
+    first, after = report["baseline"].get("tasks") or {}, report["final"].get("tasks") or {}
 
     def cell(scores: Mapping[str, float], metric: str) -> str:
         if metric not in scores:
@@ -218,7 +227,7 @@ def task_rows(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return f"{scores[metric]:.3f}" + (f" ± {error:.3f}" if error is not None else "")
 
     return [
-        (f"{task} {metric}", cell(before.get(task, {}), metric), cell(scores, metric))
+        (f"{task} {metric}", cell(first.get(task, {}), metric), cell(scores, metric))
         for task, scores in after.items()
         for metric in scores
         if not metric.partition(",")[0].endswith("_stderr")

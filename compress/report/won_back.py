@@ -7,11 +7,15 @@ from typing import Any
 
 HEALS = {"compensate": "prune", "distill": "prune", "qlora": "nf4"}
 """Kind of a healing stage -> kind of the stage whose damage it heals."""
+STUDENT = "the student"
+"""What stands for the model a run began with, where that is not the original: it has its distance to it already."""
 KL = "kl_to_teacher"
 TEXTS = {"": "held-out", "second_": "other text"}
 
 
-def won_back(baseline: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def won_back(
+    baseline: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], student: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """For every healing stage behind one it heals, and for each text:
 
         fraction        (damaged - healed) / (damaged - before): of the KL the damage added, all that is gone by now
@@ -22,10 +26,14 @@ def won_back(baseline: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -
     Args:
         baseline: figures of the original (its KL to itself is zero).
         stages: rows of the report, in order.
+        student: figures of the model the run began with, where that is not the original: distilling heals its distance
+            as it heals the damage of pruning.
 
     Returns:
         One entry per healing stage and text, with the KLs the fractions are made of.
     """
+    if student is not None:
+        stages = [{"name": STUDENT, "kind": "prune", "metrics": student}, *stages]
     found = []
     for index, stage in enumerate(stages):
         harmed = _harmed(stages, index)

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -96,10 +97,13 @@ def build_library() -> Path:
     except OSError as error:
         raise NativeBuildError(f"cannot keep compiled kernels ({error}): set COMPRESS_CACHE to a folder") from error
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as folder:
-        objects: list[str] = []
-        for unit, flags in UNITS.items():
-            objects.append(str(Path(folder) / f"{unit}.o"))
-            _run([compiler, *COMMON_FLAGS, *flags, "-c", str(SOURCES / unit), "-o", objects[-1]])
+        objects = [str(Path(folder) / f"{unit}.o") for unit in UNITS]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each waits for a compiler of its own
+            commands = (
+                [compiler, *COMMON_FLAGS, *flags, "-c", str(SOURCES / unit), "-o", to]
+                for (unit, flags), to in zip(UNITS.items(), objects, strict=True)
+            )
+            list(pool.map(_run, commands))
         built = Path(folder) / "library.so"
         _run([compiler, "-shared", "-pthread", *objects, "-o", str(built), "-lm"])
         built.replace(target)

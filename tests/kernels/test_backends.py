@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import compress_kernels as ck
@@ -38,9 +39,9 @@ def run(code: str, **environment: str) -> tuple[str, str]:
 
 
 def test_processes_that_start_at_once_share_one_build(tmp_path: Path) -> None:
-    running = [start(QUANTIZE, COMPRESS_CACHE=str(tmp_path)) for _ in range(3)]
+    running = [start(QUANTIZE, COMPRESS_CACHE=str(tmp_path)) for _ in range(2)]
     results = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], results
+    assert [process.returncode for process in running] == [0, 0], results
     assert len({out for out, _ in results}) == 1
     assert results[0][0].startswith("cpu ")
     left = list((tmp_path / "kernels").iterdir())
@@ -50,8 +51,8 @@ def test_processes_that_start_at_once_share_one_build(tmp_path: Path) -> None:
     assert left[0].stat().st_mtime_ns == stamp, "the cached library was built again"
 
 
-def test_no_compiler_means_the_reference_and_one_line(tmp_path: Path) -> None:
-    expected, _ = run(QUANTIZE, COMPRESS_CACHE=str(tmp_path))
+def test_no_compiler_means_the_reference_and_one_line(tmp_path: Path, fresh_cache: Callable[[Path], Path]) -> None:
+    expected, _ = run(QUANTIZE, COMPRESS_CACHE=str(fresh_cache(tmp_path / "cache")))
     empty = tmp_path / "empty"
     empty.mkdir()
     for environment in ({"PATH": str(empty)}, {"CC": "no-such-compiler"}, {"CC": "false"}):

@@ -48,7 +48,7 @@ def test_runs_and_tells(name: str, tiny_llama: Path, text_file: Path, tmp_path: 
     formats = [artifact["format"] for artifact in report["artifacts"]]
     assert formats == ["hf", *([BESIDE[name]] if name in BESIDE else [])] and report["left_out"] == {}
     assert {"pipeline", "seed", "versions", "baseline", "final", "stages", "artifacts"} <= set(report)
-    assert report["pipeline"] == name and report["baseline"]["kl_to_teacher"] < 1e-6
+    assert report["pipeline"] == name and report["baseline"]["kl_to_teacher"] < 1e-6 and report["student"] is None
     for stage in report["stages"]:
         assert set(stage) >= STAGE_KEYS and set(stage["metrics"]) >= METRICS
         assert stage["peak_rss_bytes"] > 0 and not stage["cached"]
@@ -111,8 +111,14 @@ def test_own_teacher(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: P
     curve = report["stages"][0]["details"]["curve"]
     assert curve[-1]["kl"] < 0.8 * curve[0]["kl"]
     assert report["teacher"] == tiny_llama.name
+    # what the student was before is measured too: without it nobody could say what distilling did
+    assert report["student"]["kl_to_teacher"] > report["final"]["kl_to_teacher"] > 0
+    won = report["won_back"][0]
+    assert won["kl_damaged"] == report["student"]["kl_to_teacher"] and 0 < won["fraction"] < 1
     for page in ("report.md", "report.html"):
-        assert f"teacher {tiny_llama.name}" in (tmp_path / "out" / page).read_text(), page
+        told = (tmp_path / "out" / page).read_text()
+        assert f"teacher {tiny_llama.name}" in told and "student, untrained" in told, page
+        assert "of the KL that the student began with" in told, page
 
 
 def test_a_gguf_run_and_its_verification(tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

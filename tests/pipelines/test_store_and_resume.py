@@ -85,19 +85,21 @@ def test_killed_in_training_goes_on_and_ends_in_the_same_bytes(
     text_file: Path,
     tmp_path: Path,
     fresh_cache: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stage = {"prune_distill": "distill", "qlora": "recover", "qat_int8": "quant"}[pipeline]
     more = [f"stages.{stage}.train.checkpoint_seconds=0.01"]
     more += ["train.tokens=24000", *(["~stages.quant", "~stages.recover"] if pipeline == "prune_distill" else [])]
 
-    def command(name: str) -> tuple[list[str], dict[str, str]]:
+    def asked(name: str) -> tuple[list[str], Path]:
         overrides = tiny_run(pipeline, tiny_llama, text_file, tmp_path / name, *QUIET, *more)
-        cache = fresh_cache(tmp_path / f"cache_{name}")
-        return [sys.executable, "-m", "compress", *overrides], {**os.environ, "COMPRESS_CACHE": str(cache)}
+        return overrides, fresh_cache(tmp_path / f"cache_{name}")
 
-    args, env = command("undisturbed")
-    subprocess.run(args, env=env, check=True, capture_output=True)
-    args, env = command("killed")
+    overrides, folder = asked("undisturbed")
+    monkeypatch.setenv("COMPRESS_CACHE", str(folder))
+    compress.run(overrides)
+    overrides, folder = asked("killed")
+    args, env = [sys.executable, "-m", "compress", *overrides], {**os.environ, "COMPRESS_CACHE": str(folder)}
     process = subprocess.Popen(args, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_progress(Path(env["COMPRESS_CACHE"]), after)
     process.send_signal(signal.SIGKILL)

@@ -89,7 +89,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 def stages(report: Mapping[str, Any]) -> str:
     """KL and size along the chain, the main table, and what was won back."""
-    named = [(form.compared_with(report), report["baseline"])]
+    named = form.before(report)
     named += [(stage["name"], stage["metrics"]) for stage in report["stages"]]
     named += [(f"artifact {a['name']}", a["metrics"]) for a in report["artifacts"] if a["metrics"]]
     divergence = charts.bars(

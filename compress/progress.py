@@ -38,6 +38,7 @@ class Terminal:
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.text import Text
 
         label = f"{self.prefix}{description}"
         columns = (
@@ -58,7 +59,7 @@ class Terminal:
         seconds = time.monotonic() - begin
         log.info("%s: %.1f s", label, seconds)
         if seconds >= 2:
-            self.console.print(f"  {label} [dim]{seconds:.0f} s[/dim]")
+            self.console.print(Text.assemble(f"  {label} ", (f"{seconds:.0f} s", "dim")))
 
     def say(self, message: str) -> None:
         """One line that stays."""

@@ -35,3 +35,11 @@ def test_short_steps_say_nothing(clock: list[float], capsys: pytest.CaptureFixtu
             clock[0] += 0.1
             advance(1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_long_step_says_how_long_it_took(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """In plain words: names in brackets stay, and nothing else comes in them."""
+    with Terminal(bars=False).bar("reading [mine]", 3) as advance:
+        clock[0] += 12.4
+        advance(3)
+    assert capsys.readouterr().err == "  reading [mine] 12 s\n"

@@ -227,34 +227,62 @@ def _unreadable(chain: list[BaseException]) -> UserError | None:
 
 def _config_message(chain: list[BaseException]) -> tuple[str, str]:
     """Problem and hint for what Hydra or OmegaConf refuse."""
-    text = str(chain[0])
-    if match := re.search(r"Could not find '([\w@.]+)/([^']+)'", text):
-        group, option = match[1], match[2]
-        if group == "hydra":
-            return (
-                f"{match[1]}/{match[2]} is not installed.",
-                "Launchers (+launch=...) and the search (+sweep=optuna) come with: pip install -e '.[sweeps]'",
-            )
-        if group == "pipeline":
-            near = difflib.get_close_matches(option, pipelines(), n=1)
-            meant = f"Did you mean +pipeline={near[0]}? " if near else ""
-            return f"there is no pipeline {option!r}.", f"{meant}The pipelines are:\n{listing()}"
-        options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
-        shown = [name for name in options if not name.endswith("_schema")]
-        return f"there is no {group}={option}.", f"Options of {group}: {', '.join(shown)}."
+    text, all_text = str(chain[0]), "\n".join(map(str, chain))
+    known = _no_such_option(text) or _no_such_part(text, all_text)
+    if known is not None:
+        return known
     if match := re.search(r"Could not override '(\w+)'", text):
         near = difflib.get_close_matches(match[1], [*GROUPS, *Config.__dataclass_fields__], n=1)
         meant = near[0] if near else match[1]
         return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
-    if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", " ".join(map(str, chain))):
+    if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", all_text):
         meant = MEANT.get(match[2], "")
         return (
             f"there is no setting {match[1]!r} in {match[2]}.",
             f"{meant}The same command with --help shows all settings.",
         )
     return _first_line(
-        " \n".join(map(str, chain[:2]))
+        "\n".join(map(str, chain[:2]))
     ) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."
+
+
+def _no_such_option(text: str) -> tuple[str, str] | None:
+    """For a name that a group does not have."""
+    match = re.search(r"Could not find '([\w@.]+)/([^']+)'", text)
+    if match is None:
+        return None
+    group, option = match[1], match[2]
+    if group == "hydra":
+        return (
+            f"{group}/{option} is not installed.",
+            "Launchers (+launch=...) and the search (+sweep=optuna) come with: pip install -e '.[sweeps]'",
+        )
+    if group == "pipeline":
+        near = difflib.get_close_matches(option, pipelines(), n=1)
+        meant = f"Did you mean +pipeline={near[0]}? " if near else ""
+        return f"there is no pipeline {option!r}.", f"{meant}The pipelines are:\n{listing()}"
+    options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
+    shown = [name for name in options if not name.endswith("_schema")]
+    return f"there is no {group}={option}.", f"Options of {group}: {', '.join(shown)}."
+
+
+def _no_such_part(text: str, all_text: str) -> tuple[str, str] | None:
+    """For a stage or an export that the pipeline does not have: another in its place, or a setting of it."""
+    if match := re.search(r"append to your default list use (\+\w+@(stages|export)\.(\w+)=.*)", text):
+        part = "stage" if match[2] == "stages" else "export"
+        return f"there is no {part} {match[3]!r} to change.", f"To add it: {match[1]}."
+    match = re.search(r"full_key: (stages|export)\.(\w+)$", all_text, re.MULTILINE)
+    if match is None:
+        return None
+    kind, name = match[1], match[2]
+    if kind == "export":
+        formats = "hf, gguf, compressed_tensors, onnx or executorch"
+        return f"there is no export {name!r} here.", f"To add it: +export@export.{name}=FORMAT ({formats})."
+    return (
+        f"this pipeline has no stage {name!r}.",
+        "'python -m compress' lists the pipelines and what they do; the same command with --help shows the stages of "
+        f"this one. To add one: +GROUP@stages.{name}=NAME, with a GROUP of prune, distill, quant or recover.",
+    )
 
 
 def _first_line(text: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from compress.__main__ import main
 from tests.pipelines.helpers import tiny_run
 
 
@@ -17,6 +19,25 @@ def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "COMPRESS_CACHE": str(cwd / "cache")}
     command = [sys.executable, "-m", "compress", *arguments]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def typed_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], tuple[object, str, str]]:
+    """The same in this process: exit status, standard output, standard error."""
+
+    def run(arguments: list[str]) -> tuple[object, str, str]:
+        monkeypatch.chdir(tmp_path)
+        for name, value in (("COMPRESS_CACHE", str(tmp_path / "cache")), ("HYDRA_FULL_ERROR", "1")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["compress", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -46,13 +67,23 @@ def typed(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ids=lambda value: "" if isinstance(value, str) else value[-1],
 )
 def test_command_line_exits_with_2_and_one_message(
-    arguments: list[str], said: str, tiny_llama: Path, tmp_path: Path
+    arguments: list[str],
+    said: str,
+    tiny_llama: Path,
+    tmp_path: Path,
+    typed_here: Callable[[list[str]], tuple[object, str, str]],
 ) -> None:
     (tmp_path / "a_file").write_text("x")
-    done = typed(*(a.replace("MODEL", str(tiny_llama)) for a in arguments), cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr + done.stdout
-    assert done.stderr.count("error:") == 1
+    status, out, err = typed_here([a.replace("MODEL", str(tiny_llama)) for a in arguments])
+    assert status == 2, err
+    assert said in err and "Traceback" not in err + out
+    assert err.count("error:") == 1
+
+
+def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
+    done = typed("+pipeline=nf4", "stages.prune.keep=0.8", cwd=tmp_path)
+    assert done.returncode == 2 and "no stage 'prune'" in done.stderr and "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.count("error:") == 1 and not done.stdout
 
 
 def test_alone_it_lists_the_pipelines(tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def check_text(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpoint) -
             if TEXT not in stage.reads or not (hasattr(part, "calibration") or hasattr(part, "calibration_tokens")):
                 continue
             length = readable(getattr(getattr(part, "calibration", None), "length", CALIBRATION_WINDOW), teacher.config)
-            setting = f"the calibration window of stage {name!r}"
+            own = f"stages.{name}.calibration.length"
+            setting = own if hasattr(part, "calibration") else f"the calibration window of stage {name!r}"
             divide = getattr(stage, "divide", lambda documents: (documents,))
             for documents in divide(corpus.calibration):
                 joined_windows(documents, tokenizer, length=length, tokens=1, setting=setting, text="calibration")

@@ -77,7 +77,7 @@ class OwnFormat:
 
     def stored(self, weight: Parameter, dtype: str, transposed: bool = False) -> list[Stored]:
         """The tensors that stand for `weight`, as `Format.stored` gives them."""
-        if len(weight.shape) != 2 or not self.fits(*dimensions(weight, transposed)):
+        if len(weight.shape) != 2 or not _takes(self.grid, weight, transposed):
             return [Stored(weight.name, TYPES[dtype], weight.shape)]
         parts = self.parts(*dimensions(weight, transposed))
         tensors = [Stored(f"{weight.name}.{name}", kind, shape) for name, kind, shape in parts]
@@ -110,11 +110,17 @@ class BudgetFormat:
         """One tensor of codes for `weight`; dense where no candidate fits."""
         if len(weight.shape) != 2:
             return [Stored(weight.name, TYPES[dtype], weight.shape)]
-        fitting = [grid for grid in self.candidates if OwnFormat(grid).fits(*dimensions(weight, transposed))]
+        fitting = [grid for grid in self.candidates if _takes(grid, weight, transposed)]
         if not fitting:
             return [Stored(weight.name, TYPES[dtype], weight.shape)]
         size = min(round(self.bits * weight.numel / 8), max(_bytes(g, weight, transposed) for g in fitting))
         return [Stored(f"{weight.name}.blocks", "U8", (size,)), Stored(f"{weight.name}.shape", "I64", (2,))]
+
+
+def _takes(grid: str, weight: Parameter, transposed: bool) -> bool:
+    """As `compress.grids.fits`: an embedding or a head may have any number of rows."""
+    out, width = dimensions(weight, transposed)
+    return OwnFormat(grid).fits(-(-out // 32) * 32 if weight.role in ("embedding", "head") else out, width)
 
 
 def laid_out(grid: str, alone: bool, int8_inputs: bool) -> Format | OwnFormat:

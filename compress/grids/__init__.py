@@ -1,7 +1,7 @@
 """What a number can be. A grid is pure: which levels and scales there are, and how they are stored."""
 
 from compress.grids.base import Encoded, Grid, Scales
-from compress.grids.blocks import level_of, nearest_level, per_column, value_of
+from compress.grids.blocks import fits, level_of, nearest_level, per_column, value_of
 from compress.grids.gguf import GGUF
 from compress.grids.int8 import Int8
 from compress.grids.integer import Integer
@@ -17,6 +17,7 @@ __all__ = [
     "Int8",
     "Integer",
     "Scales",
+    "fits",
     "grid_named",
     "level_of",
     "nearest_level",

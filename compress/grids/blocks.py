@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from compress_kernels import LatentWeight, round_weight
 from torch import Tensor
@@ -10,8 +12,24 @@ from compress.grids.base import Grid, Scales
 
 
 def blocks_of(weight: Tensor, block: int) -> Tensor:
-    """View [rows, columns] as [rows, blocks, block]; columns must be whole blocks. Block 0 is the whole row."""
+    """View [rows, columns] as [rows, blocks, block]. Block 0 is the whole row.
+
+    Raises:
+        ValueError: rows are no whole blocks.
+    """
+    if block and weight.shape[1] % block:
+        raise ValueError(f"rows of {weight.shape[1]} weights are no whole number of blocks of {block}")
     return weight.reshape(weight.shape[0], -1, block or weight.shape[1])
+
+
+def fits(grid: Grid, shape: Sequence[int], linear: bool) -> bool:
+    """Whether a weight [rows, columns] can lie on `grid`.
+
+    bitsandbytes' kernels, which take 32 rows at a time, are asked for linear layers only: an embedding or a head has as
+    many rows as there are words.
+    """
+    rows, columns = shape
+    return grid.fits((rows if linear else -(-rows // 32) * 32, columns))
 
 
 def per_column(values: Tensor, columns: int) -> Tensor:

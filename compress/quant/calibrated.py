@@ -30,6 +30,7 @@ from compress.layerwise import EnoughSeen, Layers, already_known, batches, input
 from compress.moments import sum_of_products
 from compress.quant.fold import best_scale, edges
 from compress.quant.inputs import RoundedInputs
+from compress.quant.scales import check_range
 from compress.quant.solve import Calibration, Collected, Solved, solve, target
 from compress.quant.stage import Activations, Scaling
 from compress.train.norms import fuse_norms
@@ -101,11 +102,12 @@ def calibrate(
                     module: Any = student.get_submodule(path)
                     weight = weight_of(module, modules.conv1d).float()
                     dense = weight_of(teacher.get_submodule(path), modules.conv1d).float()
+                    check_range(path, weight, grids[path])
                     goal = target(weight, dense, collected, missing, settings)
                     solved = solve(weight, goal, collected.h, grids[path], settings)
+                    found(path, solved)  # first: what it holds of W may be the model's own tensor
                     value = value_of(solved.levels, solved.scales).to(module.weight.dtype)
                     module.weight.copy_(value.t() if modules.conv1d else value)
-                    found(path, solved)
                 if group[0] in writers:
                     # nothing before this projection changes any more
                     attention = group[0] == writers[0]
@@ -198,9 +200,14 @@ def _collect(
         part = sum(map(len, of_followed)) / sum(map(len, seen))
         h = torch.lerp(sum_of_products(rest, rest, settings.first_token), followed, part)
     if not bool(h.diagonal().isfinite().all()):
+        computed = str(hidden.dtype).removeprefix("torch.")
+        hint = (
+            "Store its weights in bfloat16 or float32" if computed == "float16" else "Look for outliers in its weights"
+        )
         raise UserError(
-            f"the inputs of {group[0]} are not finite on the calibration text: the model overflows in {hidden.dtype}.",
-            "Store its weights in bfloat16 or float32, or round to nearest (stages.quant.algorithm=rtn).",
+            f"the inputs of {group[0]} are not finite on the calibration text: the model, or what lies on its grid of "
+            f"it, overflows in {computed}.",
+            f"{hint}, or round to nearest (stages.quant.algorithm=rtn).",
         )
     if not settings.absorb:
         return Collected(h, torch.zeros_like(h), followed, seen)

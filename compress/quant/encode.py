@@ -6,7 +6,9 @@ on with the tensor it stopped at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,8 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.checkpoint import Checkpoint, write_config
 from compress.errors import UserError
-from compress.grids import Encoded, FourBit, Grid
+from compress.grids import Encoded, FourBit, Grid, fits
+from compress.quant.scales import check_range
 from compress.runtime.layout import Layout, layout_for
 from compress.stage import DENSE, QUANTIZED, Context, Metrics
 from compress.writer import TensorWriter
@@ -68,6 +71,8 @@ def encode_checkpoint(
         The quantized checkpoint, and per-weight relative errors ||W - Q(W)|| / ||W||.
     """
     architecture = adapter_for(checkpoint.config)
+    # what a model computes in, which not all that is stored must lie in: 4-bit layers take no other
+    dtype = getattr(torch, checkpoint.dtype_name)
     linears = set(linear_paths(checkpoint.config))
     left_dense = _left_dense(checkpoint, placement, linears)
     chosen = {path: grid for path, grid in placement.grids.items() if path not in left_dense}
@@ -96,22 +101,24 @@ def encode_checkpoint(
                 weight = tensor.t().contiguous() if architecture.modules.conv1d and path in linears else tensor
                 grid = chosen[path]
                 encoded = placement.solved.get(path) or encode_rows(grid, weight)
-                encoded = replace(encoded, dtype=original.dtype)
+                encoded = replace(encoded, dtype=dtype)
                 for part, value in layout.on_disk(name, encoded, grid).items():
                     writer.add(part, value)
                 known = placement.errors.get(path)
                 error = relative_error(weight, grid.decode(encoded)) if known is None else known
+                if not math.isfinite(error):
+                    check_range(path, weight, grid)
                 facts[stored_name] = {"error": error, "bytes": encoded.bytes(), "weights": weight.numel()}
             elif not _is_tied_copy(name, architecture.modules.head, checkpoint):
-                writer.add(stored_name, tensor.to(original.dtype))
+                writer.add(stored_name, tensor.to(dtype if original.is_floating_point() else original.dtype))
             writer.step(stored_name, facts[stored_name])
             advance(1)
     writer.close()
     checkpoint.copy_sidecars(context.folder)
-    dtype = checkpoint.dtype_name
-    if left_dense:
-        context.progress.say(f"{len(left_dense)} of {len(linears)} layers stay dense: their shapes do not fit the grid")
-    write_config(context.folder, checkpoint.config, {"quantization_config": layout.config(chosen, dtype, left_dense)})
+    for said in _told(left_dense, linears):
+        context.progress.say(said)
+    described = layout.config(chosen, checkpoint.dtype_name, left_dense)
+    write_config(context.folder, checkpoint.config, {"quantization_config": described})
     found = {architecture.parameter(name).removesuffix(".weight"): facts[name] for name in sorted(facts) if facts[name]}
     errors = {path: fact["error"] for path, fact in found.items()}
     bits = 8 * sum(fact["bytes"] for fact in found.values())
@@ -165,9 +172,18 @@ def _left_dense(checkpoint: Checkpoint, placement: Placement, linears: set[str])
             with safe_open(file, "pt") as opened:
                 shape = opened.get_slice(stored_name).get_shape()
             shape = shape[::-1] if architecture.modules.conv1d and path in linears else shape
-            if not placement.grids[path].fits(shape):
+            if not fits(placement.grids[path], shape, path in linears):
                 left.append(path)
     return left
+
+
+def _told(left_dense: Sequence[str], linears: AbstractSet[str]) -> Iterator[str]:
+    """What stays dense, in words."""
+    inside, outer = (sum(path in linears for path in left_dense), [path for path in left_dense if path not in linears])
+    if inside:
+        yield f"{inside} of {len(linears)} layers stay dense: their shapes do not fit the grid"
+    for path in outer:
+        yield f"{path} stays dense: its shape does not fit the grid"
 
 
 def _is_tied_copy(name: str, head: str, checkpoint: Checkpoint) -> bool:

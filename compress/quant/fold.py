@@ -1,4 +1,5 @@
-"""Scales moved between layers before rounding, exactly: what a channel is divided by, the next layer multiplies.
+"""Scales moved between layers before rounding: what a channel is divided by, the next layer multiplies; exact but for
+the rounding of norms and weights in the type they are stored in.
 
     AWQ           s_j = mean |x_j|^a                      weights of salient inputs grow, so rounding costs them less
     SmoothQuant   s_j = max |x_j|^a / max |w_j|^(1 - a)   loud inputs shrink, so one INT8 scale per token suits them all

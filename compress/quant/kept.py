@@ -30,7 +30,7 @@ def kept_start(scratch: Path, grids: Mapping[str, Grid], make: Callable[[], Star
             found = torch.load(file, weights_only=True)
             scales = {path: Scales(*parts) for path, parts in found["scales"].items()}
             own = {path: grids[path] for path in found["levels"]}
-            kept = (found[part] for part in ("goals", "folded", "weight_errors", "details", "input_ranges"))
+            kept = (found[part] for part in ("goals", "plain", "folded", "weight_errors", "details", "input_ranges"))
             return Start(own, found["levels"], scales, *kept)
     start = make()
     part = scratch / "start.part"
@@ -39,6 +39,7 @@ def kept_start(scratch: Path, grids: Mapping[str, Grid], make: Callable[[], Star
             "levels": start.levels,
             "scales": {path: (s.scale, s.offset, dict(s.stored)) for path, s in start.scales.items()},
             "goals": start.goals,
+            "plain": start.plain,
             "folded": {name: tensor.cpu() for name, tensor in start.folded.items()},
             "weight_errors": start.weight_errors,
             "details": start.details,

@@ -38,8 +38,6 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
     for path in encoded:
         # the layers train around it
         student.get_submodule(path).weight.data.copy_(value_of(start.levels[path], start.scales[path]))
-    # what scales were folded into is in no checkpoint: the dense weights are kept, for the errors that are reported
-    unfolded = {path: goal.half() for path, goal in start.goals.items()} if start.weight_errors else {}
     weights = {path: trainable(student, path, start, stage) for path in list(start.goals)}
     put_on_grid(student, weights, RoundedInputs(stage.activations, start.input_ranges))
     choose_what_trains(student, stage)
@@ -48,8 +46,8 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
         levels, scales = weight.final()
         packed = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)
         encoded[path] = with_range(packed, start.input_ranges.get(path))
-        if path in unfolded:
-            start.weight_errors[path] = relative_error(unfolded.pop(path), weight.grid.decode(packed))
+        if path in start.plain:
+            start.weight_errors[path] = relative_error(start.plain.pop(path), weight.grid.decode(packed))
     placement = Placement(
         grids=all_grids,
         activations=None if stage.activations is Activations.none else stage.activations.value,

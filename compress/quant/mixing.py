@@ -14,11 +14,12 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.calibrate import calibration_windows, input_grams
 from compress.errors import UserError
-from compress.grids import Grid, grid_named
+from compress.grids import Grid, fits, grid_named
 from compress.quant.allocation import Choice, allocate, smallest
 from compress.quant.calibrated import weight_of
 from compress.quant.encode import Placement, encode_checkpoint
 from compress.quant.run import outer_grids, solve_layers
+from compress.quant.scales import check_range
 from compress.quant.sensitivity import error_of, loss_of, losses_of_outer, slopes
 from compress.quant.stage import Algorithm
 from compress.runtime.encoded import own_layout
@@ -94,7 +95,7 @@ class Sizes:
             on = candidates if path in linears or fixed is None else {fixed.name: fixed}
             if path in linears or path in outer:
                 rows, columns = shape[::-1] if architecture.modules.conv1d and path in linears else shape
-                fitting = {label: grid for label, grid in on.items() if grid.fits((rows, columns))}
+                fitting = {label: grid for label, grid in on.items() if fits(grid, (rows, columns), path in linears)}
                 if fitting:
                     sizes.grids[path], sizes.shapes[path] = fitting, (rows, columns)
                     for label, grid in fitting.items():
@@ -179,12 +180,16 @@ def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Mixed, context: C
         for grams in input_grams(checkpoint, widths, context, tokens):
             for path, gram in grams.items():
                 weight = weight_of(model.get_submodule(path), conv1d).float()
+                for grid in sizes.grids[path].values():
+                    check_range(path, weight, grid)
                 losses[path] = {
                     name: loss_of(error_of(weight, grid, gram if spreads else None), gram, found.modules[path])
                     for name, grid in sizes.grids[path].items()
                 }
                 advance(1)
         for path in sizes.grids.keys() - set(linears):
+            for grid in sizes.grids[path].values():
+                check_range(path, model.get_submodule(path).weight, grid)
             losses[path] = losses_of_outer(model, path, found, sizes.grids[path])
             advance(1)
     return losses

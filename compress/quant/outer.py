@@ -20,6 +20,7 @@ from compress.arch import adapter_for
 from compress.grids import Grid, Scales, level_of, value_of
 from compress.layerwise import batches
 from compress.moments import sum_of_products
+from compress.quant.scales import check_range
 from compress.quant.solve import Calibration, Solved, energy, solve
 from compress.train.module import last_hidden
 
@@ -61,9 +62,10 @@ def put_outer_on_grids(
             gram = looked_up
         else:
             gram = read + LOOKED_UP * looked_up if head == modules.embedding else read
+        check_range(path, weight, grid)
         solved = solve_rows(weight, gram, grid, settings)
-        weight.copy_(value_of(solved.levels, solved.scales))
         found(path, solved)
+        weight.copy_(value_of(solved.levels, solved.scales))
         advance(1)
 
 
@@ -94,8 +96,9 @@ def solve_rows(weight: Tensor, gram: Tensor, grid: Grid, settings: Calibration) 
         lost = value_of(levels[part], own) - w
         error, moved = error + float(energy(lost, gram)), moved + float(lost.square().sum())
         error_rtn += float(energy(value_of(level_of(w, theirs, grid), theirs) - w, gram))
-    whole = max(float(weight.float().norm()), 1e-30)
-    return Solved(levels, scales, goal, error / max(size, 1e-30), error_rtn / max(size, 1e-30), moved**0.5 / whole)
+    whole, known = float(weight.float().norm()), size > 0
+    errors = (error / size, error_rtn / size) if known else (0.0, 0.0)
+    return Solved(levels, scales, goal, *errors, moved**0.5 / whole if whole else 0.0, weight)
 
 
 def rows_of(scales: Scales, part: slice) -> Scales:

@@ -57,7 +57,7 @@ class QAT:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qat"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
@@ -77,6 +77,12 @@ class QAT:
                 raise UserError(
                     f"quant.{name}={getattr(self, name)} must not be negative, and a number; 0 holds them still."
                 )
+
+        if self.trains is Trains.scales and not self.scale_rate and not self.norm_rate:
+            raise UserError(
+                "quant.trains=scales with quant.scale_rate=0 and quant.norm_rate=0 trains nothing.",
+                "Leave one of the rates as it is, or take +pipeline=nf4_gptq or another that calibrates only.",
+            )
 
     @property
     def grid_name(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.calibrate import calibration_windows
-from compress.grids import Encoded, Grid, Scales, grid_named
+from compress.grids import Encoded, Grid, Scales, fits, grid_named
 from compress.quant.calibrated import calibrate, weight_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.outer import put_outer_on_grids
@@ -66,6 +66,9 @@ class Start:
     levels: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, Scales] = field(default_factory=dict)
     goals: dict[str, Tensor] = field(default_factory=dict)
+    plain: dict[str, Tensor] = field(default_factory=dict)
+    """The dense weights themselves, scales folded in, where there are such scales and training follows: what is in no
+    checkpoint is kept for the errors that are reported."""
     folded: dict[str, Tensor] = field(default_factory=dict)
     """Norms and biases that have taken scales in."""
     weight_errors: dict[str, float] = field(default_factory=dict)
@@ -94,7 +97,7 @@ def solve_layers(
     transposed = adapter_for(checkpoint.config).modules.conv1d
     inside = set(linear_paths(checkpoint.config))
     shapes = {p: weight_of(student.get_submodule(p), transposed and p in inside).shape for p in grids}
-    start = Start({path: grid for path, grid in grids.items() if grid.fits(shapes[path])})
+    start = Start({path: grid for path, grid in grids.items() if fits(grid, shapes[path], path in inside)})
     fitting = {path: grid for path, grid in start.grids.items() if path in inside}
     outer = {path: grid for path, grid in start.grids.items() if path not in inside}
     tokens = stage.calibration.enough(max((shapes[path][1] for path in fitting), default=0))
@@ -111,6 +114,8 @@ def solve_layers(
         start.scales[path] = layer.scales.to("cpu")
         if goals and path in inside:
             start.goals[path] = layer.goal.cpu()
+            if stage.scaling is not Scaling.none:
+                start.plain[path] = layer.plain.to(torch.float16).cpu()
         errors[path], plain[path], moved[path] = layer.error, layer.error_rtn, layer.weight_error
 
     if outer:
@@ -155,8 +160,8 @@ def layer_by_layer(
 
 
 def share(fraction: float) -> str:
-    """In percent: "2.1%", "0.0054%"."""
-    return f"{100 * fraction:.2g}%"
+    """In percent: "2.1%", "0.0054%", "130%"."""
+    return f"{100 * fraction:.2g}%" if fraction < 0.995 else f"{100 * fraction:,.0f}%"
 
 
 def with_range(encoded: Encoded, largest: float | None) -> Encoded:

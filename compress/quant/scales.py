@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compress.errors import UserError
 from compress.grids import Grid, Scales, level_of, per_column, value_of
 from compress.grids.blocks import blocks_of
 
@@ -20,6 +21,22 @@ FACTORS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 1.04, 1.08)
 CHUNK_BYTES = 1 << 27
 PULL = 1e-4
 """Of refitted scales towards what they were, relative to each block's own weight in the error."""
+
+
+def check_range(path: str, weight: Tensor, grid: Grid) -> None:
+    """Refuse weights [rows, columns] larger than the grid's scales can hold, by name.
+
+    Raises:
+        UserError: a scale is not finite.
+    """
+    scales = grid.start(weight.float())
+    parts = [scales.scale] if scales.offset is None else [scales.scale, scales.offset]
+    if not all(bool(part.isfinite().all()) for part in parts):
+        largest = float(weight.abs().max())
+        raise UserError(
+            f"{path} has a weight of {largest:.3g}: larger than the scales of {grid.name} can hold.",
+            "Quantize on a grid with fp32 scales: nf4, int4_g64 or int8.",
+        )
 
 
 def search(weight: Tensor, grid: Grid, importance: Tensor | None = None) -> Scales:

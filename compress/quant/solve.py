@@ -8,6 +8,7 @@ feedback, and levels and scales are refined in turns.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from compress.quant.gptq import Rounded, descend, feedback
 from compress.quant.scales import refit, search
 from compress.quant.stage import Activations, Algorithm, Scaling
 
+SILENT = 1e-30
+"""Mean square of inputs below which they count as zeros."""
 WELL_CONDITIONED = 0.05
 """Ridge from which single precision solves for W'."""
 
@@ -49,11 +52,13 @@ class Solved:
     goal: Tensor
     """[out, in], between the levels: where training can go on."""
     error: float
-    """tr(E H E^T) / tr(W H W^T), E the difference to what the weight should be (W'): what rounding costs its output."""
+    """tr(E H E^T) / tr(W' H W'^T), E the difference to W', what W should be: what rounding costs its output."""
     error_rtn: float
     """The same for W rounded to nearest, against W."""
     weight_error: float
     """||Q - W|| / ||W||, W with the scales that were folded into it."""
+    plain: Tensor
+    """W, [out, in]."""
 
 
 @dataclass
@@ -94,7 +99,8 @@ def target(
         missing: D, or None.
         settings: damping and the part to absorb.
     """
-    if not settings.absorb:
+    # a layer that was switched off stays so; what inputs never reach can make up for nothing
+    if not settings.absorb or not bool(weight.any()) or silent(collected.h):
         return weight
     shift = dense @ collected.lost + (dense - weight) @ collected.followed
     if missing is not None:
@@ -110,6 +116,7 @@ def target(
 
 def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Calibration) -> Solved:
     """Round `goal` on `grid` by the algorithm of the settings; `weight` is the plain one, both [out, in]."""
+    gram = of_size_one(gram)
     plain = grid.start(weight)
     rtn = level_of(weight, plain, grid)
     if settings.algorithm is Algorithm.rtn:
@@ -127,12 +134,30 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
                 scales = refit(goal, rounded.levels, scales, h, grid)
             if settings.rounds:  # the last scales have not been rounded for yet
                 rounded = descend(goal, rounded.levels, h, grid, scales)
-    size = energy(weight, gram).clamp_min(1e-30)
     value = value_of(rounded.levels, scales)
-    error = energy(value - goal, gram) / size
-    error_rtn = energy(value_of(rtn, plain) - weight, gram) / size
-    moved = (value - weight).norm() / weight.norm().clamp_min(1e-30)
-    return Solved(rounded.levels, scales, rounded.goal, float(error), float(error_rtn), float(moved))
+    error = part_of(energy(value - goal, gram), energy(goal, gram))
+    error_rtn = part_of(energy(value_of(rtn, plain) - weight, gram), energy(weight, gram))
+    moved = part_of((value - weight).norm(), weight.norm())
+    return Solved(rounded.levels, scales, rounded.goal, error, error_rtn, moved, weight)
+
+
+def silent(gram: Tensor) -> bool:
+    """Whether inputs with this second moment are as good as none: squares below what fp32 divides by."""
+    return not float(gram.diagonal().mean()) > SILENT
+
+
+def of_size_one(gram: Tensor) -> Tensor:
+    """`gram` with a mean diagonal between one and two, by a power of two: no bit of what follows changes; none of
+    silent inputs."""
+    if silent(gram):
+        return torch.zeros_like(gram)
+    mean = float(gram.diagonal().mean())
+    return gram if not math.isfinite(mean) else gram * 2.0 ** -math.floor(math.log2(mean))
+
+
+def part_of(lost: Tensor, whole: Tensor) -> float:
+    """`lost` / `whole`; nothing lost of nothing is no loss."""
+    return float(lost / whole) if float(whole) > 0 else 0.0
 
 
 def energy(x: Tensor, gram: Tensor) -> Tensor:

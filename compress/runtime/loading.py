@@ -139,13 +139,19 @@ def parameter_path(checkpoint: Checkpoint, name: str) -> str:
 
 
 def use_int8_kernels(model: nn.Module) -> None:
-    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer: the same codes and scales, without the
-    detour through fp16."""
+    """Put `Int8Linear` in the place of every bitsandbytes INT8 layer, with the same codes and scales.
+
+    Layers that multiply their loud inputs apart (LLM.int8(), a threshold above 0) stay bitsandbytes'.
+    """
     if "bitsandbytes" not in sys.modules:
         return
     from bitsandbytes.nn import Linear8bitLt
 
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear8bitLt)]
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear8bitLt) and not module.state.threshold
+    ]
     for name, module in found:
         weight: Any = module.weight
         absmax = weight.SCB if weight.SCB is not None else module.state.SCB

@@ -88,3 +88,16 @@ def test_other_grids_are_not_rounded_twice(tmp_path: Path) -> None:
     GGUFExport().write(checkpoint, tmp_path / "artifact")
     kinds = {t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "artifact" / FILE).tensors}
     assert kinds == {"F16", "F32"}
+
+
+def test_what_f16_cannot_hold_is_written_in_f32(tmp_path: Path) -> None:
+    from compress.export.gguf.write import contents, kind_of
+    from compress.grids import grid_named
+
+    grid = grid_named("nf4")
+    weight = torch.randn(32, 64)
+    weight[3, 5] = 3e5
+    found = kind_of("it", grid.encode(weight), grid, lambda *_: GGUFType.f16, False, False)
+    assert found == "F32" and bool(contents(found, grid.encode(weight), grid, False).isfinite().all())
+    weight[3, 5] = 3.0
+    assert kind_of("it", grid.encode(weight), grid, lambda *_: GGUFType.f16, False, False) == "F16"

@@ -166,14 +166,20 @@ def test_modes_that_run_nothing(tmp_path: Path, cache: Path) -> None:
     assert "prune_distill" in found["message"] and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("pipeline", ["prune_heal", "prune_iterative", "prune_search"])
-def test_too_little_to_calibrate_on_is_said_before_the_work(pipeline: str, model: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("pipeline", "said"),
+    [
+        *((name, "calibration window of stage 'prune'") for name in ("prune_heal", "prune_iterative", "prune_search")),
+        ("nf4_gptq", r"lower stages\.quant\.calibration\.length"),
+    ],
+)
+def test_too_little_to_calibrate_on_is_said_before_the_work(pipeline: str, said: str, model: Path, cache: Path) -> None:
     from compress.preparation import check_text
 
     stages = build(compose([f"+pipeline={pipeline}"])).stages
     corpus = SimpleNamespace(train=["one two three " * 4000], calibration=["one two three"])
     teacher = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048), tokenizer=tiny_tokenizer)
-    with pytest.raises(UserError, match="calibration window of stage 'prune'"):
+    with pytest.raises(UserError, match=said):
         check_text(stages, corpus, teacher)  # type: ignore[arg-type]
 
 

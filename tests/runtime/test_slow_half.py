@@ -111,6 +111,20 @@ def test_int8_layers_round_their_inputs_as_bitsandbytes_does(halves: Path, monke
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
 
 
+def test_int8_layers_with_outliers_apart_stay_as_they_are(halves: Path) -> None:
+    """LLM.int8() multiplies loud inputs in fp16: in codes, as ours, another model would answer."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model = AutoModelForCausalLM.from_pretrained(halves)
+    model.model.layers[0].input_layernorm.weight.data[3] = 40.0
+    model.save_pretrained(halves)
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(halves, quantization_config=config).save_pretrained(halves / "int8")
+    with torch.no_grad():
+        ours, theirs = (load_model(halves / "int8", plain=plain)(IDS).logits for plain in (False, True))
+    assert torch.equal(ours, theirs)
+
+
 def test_the_type_is_read_from_the_weights_where_the_config_says_none(
     halves: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

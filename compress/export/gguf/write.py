@@ -136,7 +136,7 @@ def kind_of(name: str, value: Tensor | Encoded, grid: Grid | None, type_of: Type
                 f"{name} is on the grid {grid.name}: writing it as {type_of(name, outer).value} would round it twice.",
                 "Quantize on a GGUF grid instead (q4_0, q8_0, q5_0, q5_1), or give export.gguf.type=f16.",
             )
-        return "F16"
+        value = grid.decode(value)
     # vectors, and what f16 cannot hold
     if value.dim() == 1 or float(value.abs().max()) > LARGEST_F16:
         return "F32"

@@ -5,13 +5,17 @@ Exit status: 0 done, 1 a fault of ours (traceback in the log), 2 a mistake that 
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from compress.command import execute, fresh_folder, tell
+from compress.command import execute, fresh_folder
 from compress.config import CONF, listing, register
+from compress.mistakes import tell
 
 USAGE = """compress - a config goes in, a smaller language model comes out, with the proof of what it cost
 
@@ -22,6 +26,8 @@ Type one of these:
 Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FILE, budget=smoke|quick|standard|full,
 stages.prune.keep=0.8, and so on. The same command with --help shows every setting of it."""
 
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+"""Hydra's flags that take one."""
 LEAVES_NOTHING = ("mode=list", "mode=estimate", "mode=preflight", "mode=verify", "mode=sweep_report")
 
 
@@ -31,10 +37,17 @@ def main() -> None:
     if not arguments or arguments == ["mode=list"]:
         print(USAGE.format(pipelines=listing()))
         return
-    if {"-m", "--multirun"} & set(arguments) and any(argument.startswith("output=") for argument in arguments):
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    if sweep and any(argument.startswith("output=") for argument in arguments):
         print("error: output=DIR is the folder of one run, and this is a sweep.", file=sys.stderr)
         print("Give the sweep's folder: hydra.sweep.dir=DIR.", file=sys.stderr)
         sys.exit(2)
+    presets = [argument for argument in arguments if argument.startswith(("+sweep=", "+launch="))]
+    if presets and not sweep:
+        print(f"error: {' '.join(presets)} is for sweeps, and this is one run.", file=sys.stderr)
+        print("Put -m in front of the settings.", file=sys.stderr)
+        sys.exit(2)
+    sys.argv[1:] = flags_first(arguments)
     # Hydra would print its own half of an error and exit with 1: with this it raises instead
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # transformers starts threads in tokenizers; a later fork (a fresh process for verification) would warn
@@ -45,6 +58,10 @@ def main() -> None:
         # Hydra would make the folder of the outputs and a log
         log = f"hydra.job_logging.handlers.file.filename={os.devnull}"
         sys.argv += ["hydra.run.dir=.", "hydra.output_subdir=null", log]
+        if sweep and not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
+            folder = tempfile.mkdtemp(prefix="compress_sweep_")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            sys.argv.append(f"hydra.sweep.dir={folder}")
     register()
     statuses: list[int] = []
     try:
@@ -64,6 +81,19 @@ def main() -> None:
         if not nothing_finished():
             statuses.append(tell(error, None))
     sys.exit(max([*statuses, *_finish_sweep()], default=0))
+
+
+def flags_first(arguments: list[str]) -> list[str]:
+    """Flags in front of the settings: argparse, which Hydra reads them with, takes them nowhere else."""
+    flags, settings, rest = [], [], iter(arguments)
+    for argument in rest:
+        if not argument.startswith("-"):
+            settings.append(argument)
+            continue
+        flags.append(argument)
+        if argument in WITH_VALUE:
+            flags += [value for value in [next(rest, None)] if value is not None]
+    return [*flags, *settings]
 
 
 def _finish_sweep() -> list[int]:

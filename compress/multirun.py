@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
 
-from compress.command import as_user_error, execute, fresh_folder, tell
+from compress.command import execute, fresh_folder
+from compress.mistakes import as_user_error, tell
 from compress.store import write_atomically
 from compress.sweep.points import RECORD
 

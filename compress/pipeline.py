@@ -73,9 +73,11 @@ class Run:
         artifacts = self.exports.deliver(current.checkpoint, self.output / "artifacts", self.evaluator, self.threads)
         source_file = measured_source_file(self.source, self.first.weights, artifacts, self.evaluator, self.threads)
         report = self._report(current, artifacts, source_file)
-        write_reports(report, self.output, self.config.report)
-        write_cards(report)
-        write_manifests([Path(artifact["path"]) for artifact in artifacts])
+        try:  # a folder with a report is a finished one, its artifacts whole
+            write_cards(report)
+            write_manifests([Path(artifact["path"]) for artifact in artifacts])
+        finally:
+            write_reports(report, self.output, self.config.report)
         return report
 
     def _start(self) -> None:
@@ -163,6 +165,8 @@ class Run:
             cached = record is not None
             if record is None:
                 record = self._make(name, stage, inputs, current, dense)
+        if cached and any(part.train.loggers for _, part in preparation.trainings({name: stage})):
+            self.progress.say("trained before: nothing is logged again, and its curve is in the report")
         checkpoint = Checkpoint(self.store.folder(key), frozenset(record["traits"]), self.source.name)
         known = Known(checkpoint, record["weights"], sidecars_key(checkpoint.folder))
         quality = self.evaluator.quality(checkpoint, known.weights + known.sidecars)

@@ -158,10 +158,13 @@ def last_grids(stages: Mapping[str, Any]) -> Grids:
 def hint_for(name: str, trait: str) -> str:
     """What to type when stage `name` lacks `trait`."""
     if trait == PRUNED:
-        return f"Put a pruning stage in front of it: prune@stages.prune=fisher, or drop it with '~stages.{name}'."
+        return (
+            "Put a pruning stage in front of it: +prune@stages.prune=fisher, typed before what adds this one (stages "
+            f"run in the order they are typed in). Or drop it with '~stages.{name}'."
+        )
     if trait == NF4_WEIGHTS:
         return (
-            "Put an NF4 stage whose embedding stays dense in front of it: quant@stages.quant=nf4, or drop it with "
-            f"'~stages.{name}'."
+            "Put an NF4 stage whose embedding stays dense in front of it: +quant@stages.quant=nf4, typed before "
+            f"what adds this one (stages run in the order they are typed in). Or drop it with '~stages.{name}'."
         )
     return f"Move it in front of quantization, or drop it with '~stages.{name}'."

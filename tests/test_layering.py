@@ -15,6 +15,7 @@ LAYERS = [
     {"__main__"},
     {"multirun"},
     {"command"},
+    {"mistakes"},
     {"preflight"},
     {"pipeline"},
     {"config"},
@@ -36,7 +37,7 @@ LAYERS = [
     {"paths", "errors", "quiet", "hardware"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "config", "pipeline", "train"}
+MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "mistakes", "config", "pipeline", "train"}
 FRAMEWORKS = {"hydra", "omegaconf", "lightning"}
 
 

@@ -1,14 +1,15 @@
 """The model card of an artifact: what was done, every number that can be reproduced, how to load it.
 
 The header is the Hub's (https://huggingface.co/docs/hub/model-cards): base model, inherited licence, tags, and the
-figures as a model index. No times and no paths: the same run gives the same card.
+figures as a model index. No times, and no folders of the machine it was made on: the same run gives the same card.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,10 +69,10 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
         "## What was done\n\n" + done,
         "## What it cost\n\n" + table(form.HEADER[:-1], rows),
         "\n".join(f"- {sentence}" for sentence in form.healing(report)),
-        f"{report['protocol']} KL is to the original, in nats per token. Text: {report['text']['origin']}",
+        f"{report['protocol']} KL is to the original, in nats per token. Text: {last_name(report['text']['origin'])}",
         "## How to load it\n\n```python\n" + loading(artifact) + "\n```",
         "## How to make it again\n\n```\n"
-        + report["command"]
+        + portable(report["command"])
         + f"\n```\n\nSeed {report['seed']}, {report['threads']} threads on {report['device']}; "
         + ", ".join(f"{key} {value}" for key, value in report["versions"].items())
         + ".",
@@ -158,13 +159,28 @@ def slug(text: str) -> str:
 
 def told(fields: Mapping[str, Any]) -> str:
     """Fields of a stage in one line; nested ones by their path."""
-    found = []
+    return ", ".join(f"{key}={value}" for key, value in leaves(fields))
+
+
+def portable(command: str) -> str:
+    """The command without what only this machine has: no folder of results, and of other folders the last name."""
+    settings = [part.partition("=") for part in shlex.split(command)]
+    kept = [setting for setting in settings if setting[0] != "output" and not setting[0].startswith("hydra.")]
+    return " ".join(shlex.quote(f"{key}{equals}{last_name(value)}") for key, equals, value in kept)
+
+
+def last_name(text: str) -> str:
+    """Of an absolute path, the last part."""
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def leaves(fields: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """What is set, by its path; what kind of stage a nested one is, is in its name."""
     for key, value in fields.items():
         if isinstance(value, Mapping):
-            found += [f"{key}.{inner}={item}" for inner, item in value.items() if not isinstance(item, Mapping)]
-        elif value is not None:
-            found.append(f"{key}={value}")
-    return ", ".join(found)
+            yield from leaves(value, f"{path}{key}.")
+        elif value is not None and not (path and key in ("kind", "version")):
+            yield f"{path}{key}", value
 
 
 def loading(artifact: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEALS = {"compensate": "prune", "distill": "prune", "qlora": "nf4"}
-"""Kind of a healing stage -> kind of the stage whose damage it heals."""
+PRUNES = frozenset({"prune", "prune_search", "prune_in_steps"})
+HEALS = {"compensate": PRUNES, "distill": PRUNES, "qlora": frozenset({"nf4", "grid", "qat"})}
+"""Kind of a healing stage -> kinds of the stages whose damage it heals."""
 STUDENT = "the student"
 """What stands for the model a run began with, where that is not the original: it has its distance to it already."""
 KL = "kl_to_teacher"
@@ -61,12 +62,12 @@ def won_back(
 
 def _harmed(stages: Sequence[Mapping[str, Any]], index: int) -> int | None:
     """Where the stage is whose damage stage `index` heals: only other healers of it may lie between."""
-    kind = HEALS.get(stages[index]["kind"])
-    while kind is not None and index > 0:
+    kinds = HEALS.get(stages[index]["kind"])
+    while kinds is not None and index > 0:
         index -= 1
-        if stages[index]["kind"] == kind:
+        if stages[index]["kind"] in kinds:
             return index
-        if HEALS.get(stages[index]["kind"]) != kind:
+        if HEALS.get(stages[index]["kind"]) != kinds:
             return None
     return None
 

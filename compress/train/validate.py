@@ -55,7 +55,8 @@ class Validate(Callback):
 
     def __init__(self, windows: Tensor, settings: Training, scratch: Path, rank: int) -> None:
         self.settings, self.scratch = settings, scratch
-        self.every = max(1, round(settings.validate_every / (settings.batch * settings.length)))
+        # a model with fewer positions than settings.length trains on shorter windows
+        self.every = max(1, round(settings.validate_every / (settings.batch * windows.shape[1])))
         # every process measures its share, in as many pieces as the others
         own = windows[rank :: settings.devices][: len(windows) // settings.devices]
         self.pieces = torch.split(own, settings.batch // settings.accumulate // settings.devices)

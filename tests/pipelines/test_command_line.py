@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.__main__ import main
+from compress.__main__ import flags_first, main
+from compress.command import LOCK, alone_in, fresh_folder
+from compress.errors import UserError
 from tests.pipelines.helpers import tiny_run
 
 
@@ -60,6 +62,12 @@ def typed_here(
         (["-m", "+pipeline=nf4", "+sweep=pareto"], "no stage 'prune'"),
         (["+pipeline=nf4", "export.gguf.type=q8_0"], "+export@export.gguf=FORMAT"),
         (["+pipeline=nf4", "quant@stages.q=int8"], "To add it: +quant@stages.q=int8."),
+        (["+pipeline=nf4", "+sweep=bits"], "Put -m in front"),
+        (["+pipeline=nf4", "+launch=joblib", "seed=1"], "Put -m in front"),
+        (["+pipeline=nf4", "stages.quant.block=32,64"], "Several values are a sweep"),
+        (["+pipeline=nf4", "-m", "output=here"], "hydra.sweep.dir=DIR"),
+        (["-m", "+pipeline=prune_search", "+sweep=ratio"], "stages.prune.prune.keep"),
+        (["+pipeline=distill_only", "+prune@stages.compensate=compensate"], "typed before"),
         (["+pipeline=nf4", "threads=100000"], "from 1 to 4096"),
         (["+pipeline=nf4", "evaluate.tasks_limit=0"], "at least 1"),
         (["+pipeline=qat_nf4", "stages.quant.scale_rate=inf"], "and a number"),
@@ -84,6 +92,33 @@ def test_a_process_of_its_own_says_the_same(tmp_path: Path) -> None:
     done = typed("+pipeline=nf4", "stages.prune.keep=0.8", cwd=tmp_path)
     assert done.returncode == 2 and "no stage 'prune'" in done.stderr and "Traceback" not in done.stderr + done.stdout
     assert done.stderr.count("error:") == 1 and not done.stdout
+
+
+def test_flags_may_stand_anywhere() -> None:
+    typed_in = ["+pipeline=nf4", "-m", "seed=1,2", "--config-dir", "DIR", "~stages.quant", "--help"]
+    assert flags_first(typed_in) == [
+        "-m",
+        "--config-dir",
+        "DIR",
+        "--help",
+        "+pipeline=nf4",
+        "seed=1,2",
+        "~stages.quant",
+    ]
+
+
+def test_a_folder_is_held_while_its_run_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    assert fresh_folder(folder) == folder
+    with alone_in(folder):
+        assert fresh_folder(folder) == tmp_path / "out_2"
+        with pytest.raises(UserError, match="another run writes"), alone_in(folder):
+            pass
+        assert fresh_folder(folder) == tmp_path / "out_2"
+    assert fresh_folder(folder) == folder and not list(folder.iterdir())
+    (folder / LOCK).touch()  # of a run that was killed
+    assert fresh_folder(folder) == folder
 
 
 def test_alone_it_lists_the_pipelines(tmp_path: Path) -> None:
@@ -125,7 +160,7 @@ def test_a_sweep_of_estimates(tiny_llama: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.rglob("report.json"))
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
 
 @pytest.mark.slow

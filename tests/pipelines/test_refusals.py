@@ -121,7 +121,7 @@ def test_an_export_that_fails_leaves_the_report_and_the_others(
     ],
 )
 def test_a_full_disk_in_any_words(error: Exception) -> None:
-    from compress.command import as_user_error
+    from compress.mistakes import as_user_error
 
     found = as_user_error(error)
     assert found is not None and "disk is full" in found.problem

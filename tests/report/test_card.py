@@ -81,6 +81,24 @@ def test_no_times_and_no_paths() -> None:
     assert card.render(slower, slower["artifacts"][0]) == text
 
 
+def test_folders_of_the_machine_are_left_out() -> None:
+    command = "python -m compress +pipeline=nf4 model.path=/home/me/models/mine 'data.path=/data/a b.txt' output=/tmp/x"
+    found = card.portable(f"{command} hydra.sweep.dir=/tmp/y train.tokens=100 model.hub=org/name")
+    assert found == (
+        "python -m compress +pipeline=nf4 model.path=mine 'data.path=a b.txt' train.tokens=100 model.hub=org/name"
+    )
+    assert card.last_name("/home/me/text.jsonl") == "text.jsonl" and card.last_name("Python's docs") == "Python's docs"
+
+
+def test_what_is_set_inside_a_stage_is_told_too() -> None:
+    nested = {
+        "prune": {"kind": "prune", "version": 5, "keep": 0.8, "bytes": None},
+        "heal": {"train": {"tokens": 300, "loss": {"ce": 0.5}}},
+        "kept": None,
+    }
+    assert card.told(nested) == "prune.keep=0.8, heal.train.tokens=300, heal.train.loss.ce=0.5"
+
+
 @pytest.mark.parametrize(
     ("licence", "known", "name"),
     [

@@ -46,6 +46,15 @@ def test_nothing_damaged_has_no_fraction() -> None:
 
 
 @pytest.mark.parametrize(
+    ("harms", "heals"),
+    [("prune_search", "distill"), ("prune_in_steps", "distill"), ("grid", "qlora"), ("qat", "qlora")],
+)
+def test_every_kind_of_damage_is_known(harms: str, heals: str) -> None:
+    found = won_back(BASELINE, chain(("cut", harms, 0.8, 1.0), ("heal", heals, 0.2, 0.5)))
+    assert [(entry["of"], entry["fraction"]) for entry in found] == [("cut", pytest.approx(0.75)), ("cut", 0.5)]
+
+
+@pytest.mark.parametrize(
     "kinds",
     [["prune"], ["distill"], ["prune", "nf4", "distill"], ["nf4", "distill"], ["prune", "qlora"], []],
     ids=" ".join,

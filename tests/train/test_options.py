@@ -15,7 +15,7 @@ from compress.train.activations import checkpoint_activations
 from compress.train.module import Distillation
 from compress.train.settings import Keep, Logger, Schedule, Training
 from compress.train.student import held_out_for
-from compress.train.validate import best
+from compress.train.validate import Validate, best
 from tests.train.helpers import LENGTH, STEPS, Killed, Until, context, distance, pair, text, trained, weights
 
 EIGHT_BIT = {"_target_": "bitsandbytes.optim.AdamW8bit", "betas": [0.9, 0.95], "weight_decay": 0.0}
@@ -156,3 +156,10 @@ def test_loggers_write_the_curve(logger: Logger, tmp_path: Path) -> None:
 
 def test_a_validation_that_is_no_number_is_never_the_best() -> None:
     assert best([{"loss": float("nan")}, {"loss": 2.0}, {"loss": 1.0}]) == 2
+
+
+def test_validations_are_counted_in_tokens_that_are_read(tmp_path: Path) -> None:
+    """A model with fewer positions than train.length asks for trains on shorter windows."""
+    settings = Training(length=256, batch=4, validate_every=1024)
+    assert Validate(torch.zeros(4, 128), settings, tmp_path, 0).every == 2
+    assert Validate(torch.zeros(4, 256), settings, tmp_path, 0).every == 1

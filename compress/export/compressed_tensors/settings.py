@@ -66,7 +66,7 @@ class CompressedTensorsExport(Export):
         if adapter_for(checkpoint.config).modules.conv1d:
             raise UserError(
                 f"compressed-tensors has no words for the projections of {checkpoint.config.model_type} (Conv1D).",
-                "Leave the export out, or write gguf: export@export.gguf=gguf.",
+                "Leave the export out, or write gguf: +export@export.gguf=gguf.",
             )
         if self.scheme in (Scheme.w4a16, Scheme.w4a16_asym):
             linears = [p for p in inventory(checkpoint.config) if p.role == "linear" and len(p.shape) == 2]

@@ -41,7 +41,7 @@ def check_family(config: Any) -> None:
     def refuse(what: str) -> None:
         raise UserError(
             f"llama.cpp would run this {family} model as another: {what}.",
-            "Leave the export gguf out, or take another one: export@export.gguf=hf.",
+            "Leave the export gguf out, or take another one in its place: export@export.gguf=hf.",
         )
 
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or (

@@ -98,7 +98,7 @@ def pruning(index: int, stage: Mapping[str, Any]) -> str:
 
 def chosen_otherwise(fields: Mapping[str, Any]) -> str:
     """A sentence where layers were dropped by another measure than the one drawn."""
-    by = fields.get("layer_importance", "block_influence")
+    by = (fields.get("prune") or fields).get("layer_importance", "block_influence")
     return "" if by == "block_influence" else f" Layers were chosen by another measure: {by}."
 
 

@@ -1,0 +1,183 @@
+"""From an error to one message that says what to type."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from compress.config import Config, listing, pipelines
+from compress.errors import UserError, disk_is_full
+
+log = logging.getLogger("compress")
+
+UNWRITABLE = {
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
+
+MEANT = {
+    "EmbeddedModel": "A model of yours is model=hf model.path=DIR_OR_ID. ",
+    "Sotu": "A text of yours is data=text data.path=FILE_OR_FOLDER. ",
+    "PruneSearch": "What prunes is inside it: stages.prune.prune.keep=0.8. ",
+    "PruneInSteps": "What prunes is inside it: stages.prune.prune.keep=0.8. ",
+    "PythonDocs": "Another text of yours is data@second=text second.path=FILE_OR_FOLDER. ",
+}
+"""Of what is there by default -> what somebody who sets something else in it has probably forgotten."""
+GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", "prune", "distill", "quant", "recover", "export")
+ADDED = ("pipeline", "sweep", "launch", "prune", "distill", "quant", "recover")
+"""Groups that no default names: they take a + in front."""
+
+
+def as_user_error(error: BaseException) -> UserError | None:
+    """The message for a mistake of the user's; None for a fault of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for cause in chain:
+        if isinstance(cause, UserError):
+            return cause
+    if any(type(cause).__name__ == "TerminatedWorkerError" for cause in chain):  # joblib's; it may not be installed
+        return UserError(
+            "a worker of this sweep was killed, by hand or for want of memory.",
+            "The same command goes on with what is left; fewer at a time need less memory: sweep.workers=1.",
+        )
+    for cause in chain:
+        if disk_is_full(cause):
+            return UserError(
+                f"the disk is full: {getattr(cause, 'filename', None) or _first_line(str(cause))}.",
+                "Make room; what was finished is kept, and the same command goes on.",
+            )
+        # only while a folder was being made: anywhere else a missing file is a fault of ours
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and _was_making_a_folder(cause):
+            return UserError(
+                f"cannot write {cause.filename}: {cause.strerror}.",
+                "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.",
+            )
+    unreadable = _unreadable(chain)
+    if unreadable or any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
+        return unreadable or UserError(*_config_message(chain))
+    return None
+
+
+def tell(error: BaseException, folder: Path | None, which: str = "") -> int:
+    """Print one message; the exit status that goes with it. `which` says which run of a sweep it was."""
+    user_error = as_user_error(error)
+    if user_error is not None:
+        print(f"error: {which}{user_error.problem}", file=sys.stderr)
+        if user_error.hint:
+            print(user_error.hint, file=sys.stderr)
+        return 2
+    where = (
+        f" The traceback is in {folder / 'run.log'}." if folder is not None and (folder / "run.log").exists() else ""
+    )
+    print(f"error: {which}a fault of ours: {type(error).__name__}: {error}.{where}", file=sys.stderr)
+    if not where:
+        log.exception("fault", exc_info=error)
+        traceback.print_exception(error)
+    return 1
+
+
+def _was_making_a_folder(error: OSError) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and any(frame.name in ("mkdir", "makedirs", "_save_config") for frame in frames)
+
+
+def _unreadable(chain: list[BaseException]) -> UserError | None:
+    """For what Hydra's grammar makes nothing of."""
+    for cause in chain:
+        said = str(cause)
+        if isinstance(cause, ValueError) and said.startswith("Config group override must be"):
+            hint = "To leave a stage out type '~stages.NAME', an export '~export.NAME'."
+            return UserError("a group cannot be null.", hint)
+        ambiguous = re.search(r"Ambiguous value for argument '([^']*)'", said)
+        given = ambiguous[1] if ambiguous else getattr(cause, "override", None)
+        if isinstance(given, str) and "=" in given:
+            key, _, value = given.partition("=")
+            several = "Several values are a sweep: put -m in front of the settings. " if ambiguous else ""
+            return UserError(
+                f"{given} cannot be read as KEY=VALUE.",
+                f"{several}A value with spaces, commas, brackets or letters beyond ASCII goes in double quotes inside "
+                f"single ones: '{key}=\"{value}\"'",
+            )
+    return None
+
+
+def _config_message(chain: list[BaseException]) -> tuple[str, str]:
+    """Problem and hint for what Hydra or OmegaConf refuse."""
+    text, all_text = str(chain[0]), "\n".join(map(str, chain))
+    known = _no_such_option(text) or _no_such_part(text, all_text)
+    if known is not None:
+        return known
+    if match := re.search(r"Could not override '(\w+)'", text):
+        near = difflib.get_close_matches(match[1], [*GROUPS, *Config.__dataclass_fields__], n=1)
+        meant = near[0] if near else match[1]
+        return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
+    if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", all_text):
+        meant = MEANT.get(match[2], "")
+        return (
+            f"there is no setting {match[1]!r} in {match[2]}.",
+            f"{meant}The same command with --help shows all settings.",
+        )
+    return _first_line(
+        "\n".join(map(str, chain[:2]))
+    ) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."
+
+
+def _no_such_option(text: str) -> tuple[str, str] | None:
+    """For a name that a group does not have."""
+    match = re.search(r"Could not find '([\w@.]+)/([^']+)'", text)
+    if match is None:
+        return None
+    group, option = match[1], match[2]
+    if group == "hydra":
+        return (
+            f"{group}/{option} is not installed.",
+            "Launchers (+launch=...) and the search (+sweep=optuna) come with: pip install -e '.[sweeps]'",
+        )
+    if group == "pipeline":
+        near = difflib.get_close_matches(option, pipelines(), n=1)
+        meant = f"Did you mean +pipeline={near[0]}? " if near else ""
+        return f"there is no pipeline {option!r}.", f"{meant}The pipelines are:\n{listing()}"
+    options = re.findall(r"^\t(\w+)$", text, re.MULTILINE)
+    shown = [name for name in options if not name.endswith("_schema")]
+    return f"there is no {group}={option}.", f"Options of {group}: {', '.join(shown)}."
+
+
+def _no_such_part(text: str, all_text: str) -> tuple[str, str] | None:
+    """For a stage or an export that the pipeline does not have: another in its place, or a setting of it."""
+    if match := re.search(r"append to your default list use (\+\w+@(stages|export)\.(\w+)=.*)", text):
+        part = "stage" if match[2] == "stages" else "export"
+        return f"there is no {part} {match[3]!r} to change.", f"To add it: {match[1]}."
+    match = re.search(r"full_key: (stages|export)\.(\w+)$", all_text, re.MULTILINE)
+    if match is None:
+        return None
+    kind, name = match[1], match[2]
+    if kind == "export":
+        formats = "hf, gguf, compressed_tensors, onnx or executorch"
+        return f"there is no export {name!r} here.", f"To add it: +export@export.{name}=FORMAT ({formats})."
+    return (
+        f"this pipeline has no stage {name!r}.",
+        "'python -m compress' lists the pipelines and what they do; the same command with --help shows the stages of "
+        f"this one. To add one: +GROUP@stages.{name}=NAME, with a GROUP of prune, distill, quant or recover.",
+    )
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines[:2]).rstrip(".")

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,8 @@ def in_use(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except NotImplementedError:  # a file system without locks
+        return False
 
 
 @contextmanager
@@ -102,11 +104,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        with suppress(NotImplementedError):
+            lock.acquire()
     except Timeout:
-        raise UserError(
-            f"another run writes into {folder} now.", "Give this one a folder of its own: output=DIR."
-        ) from None
+        hint = "Give this one a folder of its own: output=DIR."
+        raise UserError(f"another run writes into {folder} now.", hint) from None
     try:
         yield
     finally:

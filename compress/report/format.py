@@ -123,7 +123,9 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
         stage, harmed, fraction, alone = entry["stage"], entry["of"], entry["fraction"], entry["fraction_alone"]
         text = "other text" if entry["text"] == "other text" else f"{entry['text']} text"
         path = [entry["kl_before"], entry["kl_damaged"], entry["kl_healed"]]
-        did_harm = f"{harmed} began with" if harmed == STUDENT else f"{harmed} added"
+        did_harm = f"{harmed} added"
+        if harmed == STUDENT:
+            path, did_harm = path[1:], f"{harmed} began with"
         if fraction is None or not math.isfinite(fraction):
             said = f"{did_harm} no KL on the {text} that {stage} could take away"
         elif fraction < 0:
@@ -132,7 +134,7 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
             said = f"{stage} took away {100 * fraction:.0f}% of the KL that {did_harm} on the {text}"
         else:
             # others healed before it: what is gone by now is not its work alone
-            path.insert(2, entry["kl_left"])
+            path.insert(len(path) - 1, entry["kl_left"])
             said = f"after {stage}, {100 * fraction:.0f}% of the KL that {did_harm} on the {text} is gone"
             if alone is not None and math.isfinite(alone):
                 did = "took away" if alone >= 0 else "added another"

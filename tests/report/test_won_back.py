@@ -45,6 +45,14 @@ def test_nothing_damaged_has_no_fraction() -> None:
     assert [entry["fraction"] for entry in found] == [None, None]
 
 
+def test_a_student_is_healed_of_what_it_began_with() -> None:
+    student = {"kl_to_teacher": 0.8, "second_kl_to_teacher": 1.0}
+    found = won_back(BASELINE, chain(("distill", "distill", 0.2, 0.5)), student)
+    assert form.fractions({"won_back": found})[0] == (
+        "distill took away 75% of the KL that the student began with on the held-out text (0.800 -> 0.200)."
+    )
+
+
 @pytest.mark.parametrize(
     ("harms", "heals"),
     [("prune_search", "distill"), ("prune_in_steps", "distill"), ("grid", "qlora"), ("qat", "qlora")],

@@ -67,6 +67,8 @@ def fewer(before: float, after: float) -> str:
     """How many times smaller."""
     if before <= 0 or after <= 0:
         return ""
+    if abs(after / before - 1) < 0.05:  # nothing that one decimal would show
+        return "the same size"
     return f"{before / after:.1f} times smaller" if after <= before else f"{after / before:.1f} times larger"
 
 

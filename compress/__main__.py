@@ -26,8 +26,6 @@ Type one of these:
 Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FILE, budget=smoke|quick|standard|full,
 stages.prune.keep=0.8, and so on. The same command with --help shows every setting of it."""
 
-WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-"""Hydra's flags that take one."""
 LEAVES_NOTHING = ("mode=list", "mode=estimate", "mode=preflight", "mode=verify", "mode=sweep_report")
 
 
@@ -84,16 +82,12 @@ def main() -> None:
 
 
 def flags_first(arguments: list[str]) -> list[str]:
-    """Flags in front of the settings: argparse, which Hydra reads them with, takes them nowhere else."""
-    flags, settings, rest = [], [], iter(arguments)
-    for argument in rest:
-        if not argument.startswith("-"):
-            settings.append(argument)
-            continue
-        flags.append(argument)
-        if argument in WITH_VALUE:
-            flags += [value for value in [next(rest, None)] if value is not None]
-    return [*flags, *settings]
+    """Flags in front of the settings: argparse, which Hydra reads them with, takes them nowhere else.
+
+    A word that is no setting (KEY=VALUE, ~KEY) is the value of the flag it stands behind.
+    """
+    flags = [word for word in arguments if word.startswith("-") or not ("=" in word or word.startswith("~"))]
+    return [*flags, *(word for word in arguments if word not in flags)]
 
 
 def _finish_sweep() -> list[int]:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,13 @@ def taken(folder: Path) -> bool:
 
 def in_use(folder: Path) -> bool:
     """Whether a run that is still going writes there."""
-    from filelock import FileLock, Timeout
-
     if not (folder / LOCK).exists():
         return False
     try:
-        with FileLock(folder / LOCK, timeout=0):
+        with alone_in(folder):
             return False
-    except Timeout:
+    except UserError:
         return True
-    except NotImplementedError:  # a file system without locks
-        return False
 
 
 @contextmanager
@@ -104,8 +100,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        with suppress(NotImplementedError):
-            lock.acquire()
+        lock.acquire()
     except Timeout:
         hint = "Give this one a folder of its own: output=DIR."
         raise UserError(f"another run writes into {folder} now.", hint) from None

@@ -179,10 +179,10 @@ def _left_dense(checkpoint: Checkpoint, placement: Placement, linears: set[str])
 
 def _told(left_dense: Sequence[str], linears: AbstractSet[str]) -> Iterator[str]:
     """What stays dense, in words."""
-    inside, outer = (sum(path in linears for path in left_dense), [path for path in left_dense if path not in linears])
+    inside = linears & set(left_dense)
     if inside:
-        yield f"{inside} of {len(linears)} layers stay dense: their shapes do not fit the grid"
-    for path in outer:
+        yield f"{len(inside)} of {len(linears)} layers stay dense: their shapes do not fit the grid"
+    for path in sorted(set(left_dense) - inside):
         yield f"{path} stays dense: its shape does not fit the grid"
 
 

@@ -107,6 +107,10 @@ def _unreadable(chain: list[BaseException]) -> UserError | None:
             return UserError("a group cannot be null.", hint)
         ambiguous = re.search(r"Ambiguous value for argument '([^']*)'", said)
         given = ambiguous[1] if ambiguous else getattr(cause, "override", None)
+        if isinstance(given, str) and given.isidentifier():
+            near = difflib.get_close_matches(given, pipelines(), n=1)
+            hint = f"Did you mean +pipeline={near[0]}?" if near else "'python -m compress' lists what to type."
+            return UserError(f"{given} is no setting: these are KEY=VALUE.", hint)
         if isinstance(given, str) and "=" in given:
             key, _, value = given.partition("=")
             several = "Several values are a sweep: put -m in front of the settings. " if ambiguous else ""

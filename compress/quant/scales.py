@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
-from compress.grids import Grid, Scales, level_of, per_column, value_of
+from compress.grids import GGUF, Grid, Scales, level_of, per_column, value_of
 from compress.grids.blocks import blocks_of
 
 FACTORS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 1.04, 1.08)
@@ -35,7 +35,9 @@ def check_range(path: str, weight: Tensor, grid: Grid) -> None:
         largest = float(weight.abs().max())
         raise UserError(
             f"{path} has a weight of {largest:.3g}: larger than the scales of {grid.name} can hold.",
-            "Quantize on a grid with fp32 scales: nf4, int4_g64 or int8.",
+            "Quantize on a grid with fp32 scales: nf4, int4_g64 or int8."
+            if isinstance(grid, GGUF)
+            else "No grid holds it: look at what wrote the file.",
         )
 
 

@@ -68,6 +68,7 @@ def typed_here(
         (["+pipeline=nf4", "-m", "output=here"], "hydra.sweep.dir=DIR"),
         (["-m", "+pipeline=prune_search", "+sweep=ratio"], "stages.prune.prune.keep"),
         (["+pipeline=distill_only", "+prune@stages.compensate=compensate"], "typed before"),
+        (["prune_distil"], "Did you mean +pipeline=prune_distill?"),
         (["+pipeline=nf4", "threads=100000"], "from 1 to 4096"),
         (["+pipeline=nf4", "evaluate.tasks_limit=0"], "at least 1"),
         (["+pipeline=qat_nf4", "stages.quant.scale_rate=inf"], "and a number"),

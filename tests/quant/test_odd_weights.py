@@ -79,7 +79,8 @@ def test_norms_stored_in_fp32_beside_bf16(stage: Stage, tmp_path: Path) -> None:
 
     def mixed(tensors: dict[str, torch.Tensor]) -> None:
         for name, tensor in tensors.items():
-            tensors[name] = tensor.float() if "norm" in name or "head" in name else tensor.bfloat16()
+            wide = any(part in name for part in ("norm", "head", "down_proj"))
+            tensors[name] = tensor.float() if wide else tensor.bfloat16()
 
     model = changed(tmp_path / "model", "llama", mixed)
     config = (model / "config.json").read_text()
@@ -88,6 +89,8 @@ def test_norms_stored_in_fp32_beside_bf16(stage: Stage, tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(result.folder)
     with torch.no_grad():
         assert bool(loaded(IDS).logits.isfinite().all())
+    states = [state.dtype for module in loaded.modules() if (state := getattr(module, "quant_state", None))]
+    assert set(states) <= {torch.bfloat16}
     stored = load_file(result.folder / "model.safetensors")
     assert stored["model.norm.weight"].dtype == stored["lm_head.weight"].dtype == torch.bfloat16
 

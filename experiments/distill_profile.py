@@ -1,13 +1,14 @@
 """Where the time of a distillation step goes, and how near it is to what its matrix products alone would take.
 
     python experiments/distill_profile.py [--model DIR] [--batch 4] [--length 256] [--steps 3] [--trains layers|all]
-        [--threads N]
+        [--precision bf16|fp32] [--threads N]
 
 The step is ours, as `distill_speed.py` measures it, under torch's profiler. Its operations are put in a few kinds by
-their names, by processor time of their own. The bound: all products of a step (2 operations for each multiply-add; the
-teacher forward, the student forward and backward, heads included; a frozen head needs no gradient) at the rate that the
-fastest large bf16 product of this machine reaches, measured here on the same threads, so that other work on the machine
-slows both. The fraction of the bound is that time over the step's.
+their names, by processor time of their own. The bound: all products of a step (2 operations for each multiply-add;
+the teacher forward, the student forward and backward, heads included; a frozen head needs no gradient) at the rate
+that the fastest large product of this machine reaches in the same precision (bf16, or fp32 on processors without bf16
+products), measured here on the same threads, so that other work on the machine slows both. The fraction of the bound
+is that time over the step's.
 
 A row goes to experiments/results/distill_profile.csv, and a table to standard output.
 """
@@ -25,6 +26,7 @@ import torch
 from distill_step import models, windows
 from tables import append_row, versions
 
+from compress.hardware import native_bf16
 from compress.losses.logits import Logits
 from compress.train.module import Distillation
 from compress.train.settings import Training
@@ -75,10 +77,10 @@ def operations(student: Any, teacher: Any, tokens: int) -> float:
     return 2.0 * tokens * (layers(teacher) + 3 * layers(student) + heads)
 
 
-def best_rate(repeats: int = 5) -> float:
-    """Operations per second of processor time in a large bf16 product; the best of some."""
+def best_rate(dtype: torch.dtype, repeats: int = 5) -> float:
+    """Operations per second of processor time in a large product; the best of some."""
     size = 2048
-    a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
+    a, b = (torch.randn(size, size, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(repeats):
         begin = time.process_time()
@@ -95,9 +97,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--trains", choices=("layers", "all"), default="layers")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16" if native_bf16() else "fp32")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    half = given.precision == "bf16"
     if given.model is None:
         from compress.source import EmbeddedModel
 
@@ -109,7 +113,7 @@ def main() -> None:
     lengths = torch.full((given.batch,), given.length)
 
     def step(ids: torch.Tensor) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             batch = {"ids": ids, "lengths": lengths, "rows": torch.arange(given.batch), "share": torch.ones(())}
             loss = module.training_step(batch, 0)
         loss.backward()
@@ -130,13 +134,19 @@ def main() -> None:
         times[kind_of(event.key)] += event.self_cpu_time_total
     total = sum(times.values())
     tokens = given.batch * given.length
-    bound = operations(student, teacher, tokens) / best_rate()
+    bound = operations(student, teacher, tokens) / best_rate(torch.bfloat16 if half else torch.float32)
     print(f"a step of {tokens} tokens: {taken:.2f} s of processor time; its products at best {bound:.2f} s: ", end="")
     print(f"{bound / taken:.0%} of the bound\n\n| kind | share of the step |\n|---|---|")
     shares = sorted(times.items(), key=lambda item: -item[1])
     for kind, microseconds in shares:
         print(f"| {kind} | {microseconds / total:.1%} |")
-    row = {"batch": given.batch, "length": given.length, "trains": given.trains, "threads": given.threads}
+    row = {
+        "batch": given.batch,
+        "length": given.length,
+        "trains": given.trains,
+        "precision": given.precision,
+        "threads": given.threads,
+    }
     row |= {"cpu_seconds": round(taken, 3), "bound_seconds": round(bound, 3), "of_bound": round(bound / taken, 3)}
     row |= {"shares": "; ".join(f"{kind} {value / total:.3f}" for kind, value in shares)}
     append_row("distill_profile", row | {"versions": versions(["torch", "transformers"])})

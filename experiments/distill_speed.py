@@ -6,9 +6,10 @@
 Each method is a process of its own (`distill_step.py`, which says what each does); TRL's run in the environment of
 --trl (the python of one made with `python -m venv` and `pip install trl`; left out without it). They take turns: in
 every round each trains --steps steps while the others stand still, so that what else the machine does falls on all
-alike. The first round warms up and is not counted. Given are the medians over rounds of tokens a second and of tokens a
-second of processor time (which other work on the machine hardly changes), and the peak of anonymous memory above what
-models and optimizer state occupy.
+alike. The first round warms up and is not counted. All compute in bf16, or in fp32 where the processor has no bf16
+products (--precision). Given are the medians over rounds of tokens a second and of tokens a second of processor time
+(which other work on the machine hardly changes), and the peak of anonymous memory above what models and optimizer
+state occupy.
 
 A row for each goes to experiments/results/distill_speed.csv, and a table to standard output.
 """
@@ -26,6 +27,8 @@ from typing import Any
 
 from tables import append_row, versions
 
+from compress.hardware import native_bf16
+
 HERE = Path(__file__).parent
 METHODS = ("ours", "transformers", "trl", "trl_gkd")
 OF_TRL = ("trl", "trl_gkd")
@@ -39,6 +42,7 @@ class Contestant:
         python = given.trl if method in OF_TRL else sys.executable
         command = [python, str(HERE / "distill_step.py"), method, "--model", str(model), "--trains", given.trains]
         command += ["--batch", str(given.batch), "--length", str(given.length), "--threads", str(given.threads)]
+        command += ["--precision", given.precision]
         command += ["--steps", str((given.rounds + 1) * given.steps + 1)] + ["--checkpointing"] * given.checkpointing
         # threads that spin while another process has their core would count as work
         waiting = {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
@@ -74,6 +78,7 @@ def row_of(method: str, rounds: list[dict[str, float]], given: argparse.Namespac
         "batch": given.batch,
         "length": given.length,
         "trains": given.trains,
+        "precision": given.precision,
         "checkpointing": given.checkpointing,
         "threads": given.threads,
         "rounds": len(rounds),
@@ -114,6 +119,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--trains", choices=("layers", "all"), default="layers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16" if native_bf16() else "fp32")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     return parser.parse_args()

@@ -7,11 +7,11 @@ transformers      the loop anyone would write: teacher under no_grad, full logit
 trl               TRL's DistillationTrainer, given the text instead of generating it (its chunked divergence)
 trl_gkd           TRL's GKDTrainer off-policy (lmbda=0, beta=0: forward KL on full logits)
 
-All: fp32 student with bf16 autocast, bf16 teacher, fused AdamW, gradients clipped at norm 1, no activation
-checkpointing unless --checkpointing. The process trains a round of steps whenever a line with their number comes in on
-standard input and answers with a line of JSON: seconds and seconds of processor time, the peak of its anonymous memory
-in the round and what it held before it (models, optimizer state, libraries), both in bytes, and the loss of the
-round's last step.
+All: fp32 student with bf16 autocast and a bf16 teacher (both fp32 with --precision fp32, for processors that only
+emulate bf16), fused AdamW, gradients clipped at norm 1, no activation checkpointing unless --checkpointing. The
+process trains a round of steps whenever a line with their number comes in on standard input and answers with a line
+of JSON: seconds and seconds of processor time, the peak of its anonymous memory in the round and what it held before
+it (models, optimizer state, libraries), both in bytes, and the loss of the round's last step.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def models(given: argparse.Namespace) -> tuple[Any, Any]:
     """(student, teacher): the student is the teacher with a little noise, so that there is something to learn."""
     from transformers import AutoModelForCausalLM
 
-    teacher = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.bfloat16).requires_grad_(False).eval()
+    dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
+    teacher = AutoModelForCausalLM.from_pretrained(given.model, dtype=dtype).requires_grad_(False).eval()
     student = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -115,7 +116,7 @@ def ours(given: argparse.Namespace) -> None:
     from compress.losses.logits import Logits
     from compress.stage import Advance, Context, Quiet
     from compress.train.fit import fit
-    from compress.train.settings import Training
+    from compress.train.settings import Precision, Training
 
     student, teacher = models(given)
     rounds = Rounds(student.eval())
@@ -130,6 +131,7 @@ def ours(given: argparse.Namespace) -> None:
     ids = windows(given, student.config.vocab_size).int()
     text = Windows(ids, torch.full((len(ids),), given.length, dtype=torch.int32))
     settings = Training(
+        precision=Precision(given.precision),
         length=given.length,
         batch=given.batch,
         rate=RATE,
@@ -157,7 +159,7 @@ def transformers(given: argparse.Namespace) -> None:
     rounds = Rounds(student.train())
     rounds.wait()
     for ids in torch.split(windows(given, student.config.vocab_size), given.batch):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.precision == "bf16"):
             with torch.no_grad():
                 of_teacher = teacher(input_ids=ids).logits[:, :-1]
             of_student = student(input_ids=ids).logits[:, :-1]
@@ -187,7 +189,7 @@ def trainer_arguments(given: argparse.Namespace, folder: str) -> dict[str, Any]:
         "adam_beta2": 0.95,
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused",
-        "bf16": True,
+        "bf16": given.precision == "bf16",
         "use_cpu": True,
         "gradient_checkpointing": given.checkpointing,
         "report_to": "none",
@@ -285,6 +287,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--trains", choices=("layers", "all"), default="layers")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

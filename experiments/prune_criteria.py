@@ -1,23 +1,26 @@
 """What importance criteria and compensation are worth before any training, one kind of group at a time.
 
-    python experiments/prune_criteria.py --calibration FILE --measured FILE [--model DIR] [--kinds mlp ...]
+    python experiments/prune_criteria.py --calibration FILE --measured FILE ... [--model DIR] [--kinds mlp ...]
 
-Every criterion scores the same model on the same tokens; each kind is cut alone, once per criterion, and measured as it
-is and after compensation. Rows go to experiments/results/prune_criteria.csv.
+Every criterion scores the same model on the same tokens; each kind is cut alone, once per criterion, and measured on
+every text as it is and after compensation. `won_back` is the part of the lost log-perplexity that compensation returns.
+Rows go to experiments/results/prune_criteria.csv.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tables import append_row, versions
 
-from compress.arch import adapter_for
+from compress.arch import Widths, adapter_for
 from compress.data import TextFiles
+from compress.data.readers import read_documents
 from compress.data.windows import CALIBRATION_WINDOW, joined_windows
 from compress.evaluate.quality import Reference, measure, reference
 from compress.progress import Terminal
@@ -41,29 +44,51 @@ CUTS: dict[str, dict[str, float]] = {
 """Kind of group -> the fraction of it that stays."""
 
 
-def scores_of(model: Any, windows: torch.Tensor, criterion: str, kind: str, keep: Any, seed: int) -> Scores:
-    """By one criterion; of layers if that is what is cut."""
-    layers = kind == "layers"
-    criteria = Criteria(
-        Importance.random if layers else Importance(criterion),
-        LayerImportance(criterion) if layers else LayerImportance.random,
-        seed=seed,
-    )
-    return score(model, adapter_for(model.config), windows, keep, criteria, Terminal()).scores
+class Scorer:
+    """Scores by one criterion after another; one pass for all kinds of group a criterion knows."""
+
+    def __init__(self, model: Any, windows: torch.Tensor, seed: int) -> None:
+        self.model = model
+        self.windows = windows
+        self.seed = seed
+        self.known: dict[str, Scores] = {}
+
+    def __call__(self, criterion: str, kind: str, widths: Widths) -> Scores:
+        """Of everything `kind` needs; of layers if they are what is cut."""
+        layers = kind == "layers"
+        name = f"layers by {criterion}" if layers else criterion
+        if name not in self.known:
+            by = Criteria(
+                Importance.random if layers else Importance(criterion),
+                LayerImportance(criterion) if layers else LayerImportance.random,
+                seed=self.seed,
+            )
+            architecture = adapter_for(self.model.config)
+            self.known[name] = score(self.model, architecture, self.windows, widths, by, Terminal()).scores
+        return self.known[name]
+
+
+@dataclass(frozen=True)
+class Text:
+    """One that is measured on: its name, and what the original says of it."""
+
+    name: str
+    original: Reference
+    ppl: float
 
 
 def main() -> None:
     """Print a row as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", type=Path, required=True, help="text the groups are scored on")
-    parser.add_argument("--measured", type=Path, required=True, help="text perplexity is measured on")
+    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="texts perplexity is measured on")
     parser.add_argument("--model", type=Path, help="folder of a dense model; the embedded one by default")
     parser.add_argument("--kinds", nargs="*", default=list(CUTS), choices=list(CUTS))
     parser.add_argument("--criteria", nargs="*", help="by default all")
+    parser.add_argument("--compensate", nargs="*", help="criteria to measure after compensation too; by default all")
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration")
     parser.add_argument("--windows", type=int, default=8, help="of 1,024 tokens, to measure on")
     parser.add_argument("--seed", type=int, default=0, help="of random scores")
-    parser.add_argument("--no-compensation", action="store_true")
     parser.add_argument("--ridge", type=float, help="by default the stage's, for so much text")
     parser.add_argument("--absorb", type=float, default=Compensate().absorb)
     options = parser.parse_args()
@@ -75,43 +100,57 @@ def main() -> None:
     model = load_model(folder)
     calibration = TextFiles(str(options.calibration)).load().calibration
     windows = joined_windows(calibration, tokenizer, length=CALIBRATION_WINDOW, tokens=options.tokens)
-    measured = joined_windows([options.measured.read_text()], tokenizer, length=1024, tokens=1024 * options.windows)
-    original = reference(model, measured, lambda _: None)
-    ppl = measure(model, original, lambda _: None).ppl
-    print(f"original {ppl:.2f}", flush=True)
+    texts = []
+    for file in options.measured:
+        documents = read_documents(file, "text")
+        held = joined_windows(documents, tokenizer, length=1024, tokens=1024 * options.windows)
+        original = reference(model, held, lambda _: None)
+        texts.append(Text(file.stem, original, measure(model, original, lambda _: None).ppl))
+        print(f"original on {file.stem}: {texts[-1].ppl:.2f}", flush=True)
+    scorer = Scorer(model, windows, options.seed)
     for kind in options.kinds:
         possible = [c.value for c in (LayerImportance if kind == "layers" else Importance)]
         for criterion in [c for c in possible if not options.criteria or c in options.criteria]:
-            row = one(model, windows, original, kind, criterion, options)
-            lost = math.log(row["ppl"] / ppl)
-            won = 1 - math.log(row["ppl_compensated"] / ppl) / lost if row["ppl_compensated"] else None
-            found = {"kind": kind, "criterion": criterion, "original": round(ppl, 3), **row, "won_back": won}
-            settings = {name: getattr(options, name) for name in ("tokens", "windows", "ridge", "absorb")}
-            append_row("prune_criteria", found | settings | {"versions": versions(("torch", "transformers"))})
-            print(
-                "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()), flush=True
-            )
+            for row in cut(model, windows, texts, kind, criterion, scorer, options):
+                settings = {name: getattr(options, name) for name in ("tokens", "windows", "ridge", "absorb")}
+                append_row("prune_criteria", row | settings | {"versions": versions(("torch", "transformers"))})
+                told = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+                print("  ".join(told), flush=True)
 
 
-def one(
-    model: Any, windows: torch.Tensor, original: Reference, kind: str, criterion: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Perplexity and KL of one cut, with and without compensation."""
+def cut(
+    model: Any,
+    windows: torch.Tensor,
+    texts: list[Text],
+    kind: str,
+    criterion: str,
+    scorer: Scorer,
+    options: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Ratio of perplexities and KL of one cut, with and without compensation: a row for each text."""
     architecture = adapter_for(model.config)
     shape = architecture.shape(model.config)
     whole = architecture.non_embedding_parameters(model.config)
     target = PruneTarget(keep=None, **CUTS[kind])  # type: ignore[arg-type]
     widths = solve_coarsest(shape, target, lambda w: architecture.non_embedding_parameters(model.config, w))
-    plan = select(scores_of(model, windows, criterion, kind, widths, options.seed), shape, widths)
+    plan = select(scorer(criterion, kind, widths), shape, widths)
     pruned = pruned_model(model, architecture, plan)
-    plain = measure(pruned, original, lambda _: None)
-    found: dict[str, float | None] = {"kept": architecture.non_embedding_parameters(model.config, widths) / whole}
-    found |= {"ppl": plain.ppl, "kl": plain.kl_to_teacher, "ppl_compensated": None, "kl_compensated": None}
-    if not options.no_compensation:
+    kept = architecture.non_embedding_parameters(model.config, widths) / whole
+    plain = [measure(pruned, text.original, lambda _: None) for text in texts]
+    better: list[Any] = [None] * len(texts)
+    if options.compensate is None or criterion in options.compensate:
         compensate(pruned, model, plan, windows, Fit(options.ridge, options.absorb), lambda _: None)
-        better = measure(pruned, original, lambda _: None)
-        found |= {"ppl_compensated": better.ppl, "kl_compensated": better.kl_to_teacher}
-    return found
+        better = [measure(pruned, text.original, lambda _: None) for text in texts]
+    rows = []
+    for text, before, after in zip(texts, plain, better, strict=True):
+        row = {"text": text.name, "kind": kind, "criterion": criterion, "kept": kept, "original": text.ppl}
+        row |= {"ratio": before.ppl / text.ppl, "kl": before.kl_to_teacher}
+        row |= {"ratio_compensated": None, "kl_compensated": None, "won_back": None}
+        if after is not None:
+            won = 1 - math.log(after.ppl / text.ppl) / math.log(before.ppl / text.ppl)
+            row |= {"ratio_compensated": after.ppl / text.ppl, "kl_compensated": after.kl_to_teacher, "won_back": won}
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

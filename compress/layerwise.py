@@ -103,6 +103,23 @@ def inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the output of every call of `module`, and leaves the layer there."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        del args
+        seen.append(out)
+        raise EnoughSeen
+
+    handle = module.register_forward_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def watching(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Collects (input, output) of every call of `module`."""
     seen: list[tuple[Tensor, Tensor]] = []

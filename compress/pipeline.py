@@ -16,7 +16,7 @@ from compress.checkpoint import Checkpoint
 from compress.config import Config
 from compress.errors import UserError
 from compress.estimate.fits import check_memory
-from compress.estimate.run import predicted_rows
+from compress.estimate.run import predicted
 from compress.evaluate.evaluator import SECOND, Evaluator
 from compress.evaluate.tasks import check_tasks
 from compress.export.artifacts import Artifacts
@@ -125,7 +125,7 @@ class Run:
         preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, measured)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         self.own_text = OwnText(self.store, config.own_text, self.original, self.run_key, self.fabric, self.progress)
-        self.predicted = predicted_rows(config, folders, self.store, self.own_text.written())
+        self.predicted, self.exports.predicted = predicted(config, folders, self.store, self.own_text.written())
         check_memory(self.predicted, config.stages, self.device)
 
     def _fabric(self) -> Fabric:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.data.windows import readable
+from compress.estimate.around import around
 from compress.estimate.fits import USABLE, ways
 from compress.estimate.form import Form
 from compress.estimate.formats import bytes_per_format, rule_of_thumb
@@ -64,6 +65,7 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         "machine": as_dict(known),
         "formats": formats,
         "stages": stages,
+        "around": around(plan, config.evaluate, config.export, known),
         "decode": decode_roofline(plan, known),
         "rule_of_thumb": rules(plan.first),
         "training": training_ways(config, plan, last, known),
@@ -85,8 +87,11 @@ def plan_of(config: Config, subject: Subject, teacher: Subject, own_written: boo
     )
 
 
-def predicted_rows(config: Config, folders: tuple[Path, Path], store: Store, own_written: bool) -> dict[str, Any]:
-    """For a run: stage name -> its figures of `PREDICTED`, with this machine measured by torch.
+def predicted(
+    config: Config, folders: tuple[Path, Path], store: Store, own_written: bool
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """For a run: stage name -> its figures of `PREDICTED`, and what is done around the stages -> seconds, with this
+    machine measured by torch.
 
     Args:
         config: of the run.
@@ -96,8 +101,9 @@ def predicted_rows(config: Config, folders: tuple[Path, Path], store: Store, own
     """
     known = machine(store, config.threads or available_threads(), measure=True)
     first, original = (subject_in(folder, folder.name) for folder in folders)
-    rows = predict(plan_of(config, first, original, own_written), known)
-    return {row["name"]: {key: row[key] for key in PREDICTED} for row in rows}
+    plan = plan_of(config, first, original, own_written)
+    stages = {row["name"]: {key: row[key] for key in PREDICTED} for row in predict(plan, known)}
+    return stages, around(plan, config.evaluate, config.export, known)
 
 
 def described(subject: Subject, form: Form) -> dict[str, Any]:

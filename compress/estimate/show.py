@@ -72,6 +72,11 @@ def _stages(console: Any, report: Mapping[str, Any]) -> None:
             duration(stage["seconds"]),
             f"<= {decode[stage['name']]:.3g}",
         )
+    for what, seconds in report["around"].items():
+        table.add_row(what, "", "", "", "", "", duration(seconds), "")
+    total = sum(stage["seconds"] for stage in report["stages"]) + sum(report["around"].values())
+    peak = max(stage["peak_rss_bytes"] for stage in report["stages"])
+    table.add_row("in all", "", "", form.size(peak), "", "", duration(total), "")
     console.print(table)
     if any(stage["by_general_rule"] for stage in report["stages"]):
         console.print("* by the general rule: nothing more is known of this kind of stage")

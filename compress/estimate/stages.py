@@ -90,8 +90,11 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
         "solved weights": 0 if world.converts else world.itemsize * form.widths.layers * h * (m + q),
     }
     passes = forward(teacher, n, CALIBRATION_WINDOW) + 1.5 * forward(form, n, CALIBRATION_WINDOW)
-    normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h)
+    wide = teacher.widths.hidden
+    normal = form.widths.layers * 2.0 * n * (m * m + m * h + q * q + q * h + 2 * (h * h + h * wide))
     solve = form.widths.layers * 2 * (m**3 / 3 + 2 * m * m * h + q**3 / 3 + 2 * q * q * h)
+    outputs = sum(out for out, _ in form.linears_of_a_layer())
+    solve += form.widths.layers * 2 * (2 * h**3 / 3 + h * (2 * h + wide) * outputs)
     fit = Phase("least squares", terms, form.bytes + teacher.bytes, passes, normal + solve)
     return Effect(form, (fit, _write(form)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ class Artifacts:
         self.progress = progress
         self.left_out: dict[str, str] = {}
         """Optional ones that cannot be written, and why."""
+        self.predicted: Mapping[str, float] = {}
+        """"artifact NAME" -> seconds."""
 
     def check_packages(self) -> None:
         """Before anything is read.
@@ -76,8 +79,11 @@ class Artifacts:
             if name in self.left_out:
                 continue
             try:
+                begin = time.monotonic()
                 with self._optional(name, export):
-                    artifacts.append(deliver(name, export, checkpoint, folder / name, evaluator, threads))
+                    delivered = deliver(name, export, checkpoint, folder / name, evaluator, threads)
+                    predicted = {"seconds": self.predicted[f"artifact {name}"]}
+                    artifacts.append(delivered | {"seconds": time.monotonic() - begin, "predicted": predicted})
             except Exception as error:
                 if isinstance(error, (OSError, MemoryError)) or disk_is_full(error):
                     raise

@@ -69,6 +69,8 @@ class Export(ABC):
     """Whether the runtime cuts texts into tokens by itself."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Modules that writing and reloading import."""
+    seconds_a_layer: ClassVar[float] = 0.0
+    """That tracing one layer of a small model takes on two cores, where the format is a traced program."""
     install: ClassVar[str] = ""
     """What to type when one is missing."""
 

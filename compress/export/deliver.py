@@ -83,6 +83,7 @@ def failed(name: str, settings: Export, checkpoint: Checkpoint, folder: Path, er
         "adapter": False,
         "usage": settings.how_to_load(checkpoint),
         "runtime": settings.runtime(checkpoint),
+        "cached": False,
         **RoundTrip.failed(f"it could not be written: {said}", loaded=False).as_dict(),
         "speed": {},
         "metrics": {},
@@ -106,11 +107,12 @@ def _proof(
     }
     key = content_key({"kind": "proof", "asked": asked, "inputs": evaluator.inputs})
     found = evaluator.store.recall("proofs", key)
+    cached = found is not None
     if found is None:
         found = _ask(settings, runtime, folder, expectation, ids, evaluator, threads)
         if found["verified"]:
             evaluator.store.remember("proofs", key, found)
-    return {"runtime": runtime, **found}
+    return {"runtime": runtime, "cached": cached, **found}
 
 
 def _ask(

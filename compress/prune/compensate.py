@@ -1,9 +1,11 @@
 """Closed-form compensation of a pruned model, layer by layer, with what the layers before it really give.
 
-For every layer that stays, two projections are solved by least squares so that the pruned model's residual stream
-follows the original's: the one that reads the heads and the one that reads the neurons. Inputs are those of the pruned,
-already compensated model; targets are the original's outputs, plus a part `absorb` of the drift that has built up in
-the stream (all of it would fit the noise of the text). Dropped layers are made up for by the layers after them.
+For every layer that stays, its projections are solved by least squares. Those that read the residual stream learn
+what the original read there from what is left of it (`compress.prune.readers`). The two that write to it, from the
+heads and from the neurons, are solved so that the pruned model's stream follows the original's. Their inputs are
+those of the pruned, already compensated model; targets are the original's outputs, plus a part `absorb` of the drift
+that has built up in the stream (all of it would fit the noise of the text). Dropped layers are made up for by the
+layers after them.
 
 Least squares on the next projection: ZipLM (arXiv 2302.04089), FLAP (arXiv 2312.11983); sequential inputs: GPTQ
 (arXiv 2210.17323), here with targets from the dense stream.
@@ -20,8 +22,9 @@ import torch
 from torch import Tensor
 
 from compress.arch import adapter_for
-from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of, watching
+from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of, outputs_of, watching
 from compress.prune.least_squares import fitted, token_weights
+from compress.prune.readers import Normed, Readers
 
 if TYPE_CHECKING:
     from compress.prune.plan import Plan
@@ -40,6 +43,7 @@ class Fit:
 
     ridge: float = 0.3
     absorb: float = 0.75
+    read_ridge: float = 0.3
 
 
 @torch.no_grad()
@@ -59,32 +63,47 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
     kept = torch.tensor(plan.hidden, device=t.embedded.device)
     all_kept = len(kept) == t.embedded.shape[-1]
     x_s, x_t = s.embedded, t.embedded
+    readers = Readers(student, teacher, plan, fit.read_ridge)
     for original in range(len(t.calls)):
         heads_t = teacher.get_submodule(modules.head_outputs(original))
-        with watching(heads_t) as seen:
+        with watching(heads_t) as seen, readers.original(original) as read:
             next_t = torch.cat([t.run(original, x) for x in batches(x_t)])
         o_t = torch.cat([out for _, out in seen])
         del seen  # what the original's projections read is not needed beside it
         if original in plan.layers:
             index = plan.layers.index(original)
             streams = (x_t, o_t, next_t)
-            x_s = _layer(s, index, x_s, streams if all_kept else tuple(x[..., kept] for x in streams), fit)
+            narrowed = streams if all_kept else tuple(x[..., kept] for x in streams)
+            x_s = _layer(s, index, x_s, narrowed, (readers, read), fit)
         x_t = next_t
         advance(1)
 
 
-def _layer(s: Layers, index: int, x_s: Tensor, teacher: Streams, fit: Fit) -> Tensor:
-    """Solve both projections of one layer; the stream after it."""
+def _layer(
+    s: Layers, index: int, x_s: Tensor, teacher: Streams, reading: tuple[Readers, list[Normed]], fit: Fit
+) -> Tensor:
+    """Solve the projections of one layer, in the order in which they are computed; the stream after it."""
     modules = adapter_for(s.model.config).modules
     heads: Any = s.model.get_submodule(modules.head_outputs(index))
     neurons: Any = s.model.get_submodule(modules.neurons(index))
 
+    readers, read_t = reading
+    before_heads, before_neurons = (s.model.get_submodule(path) for path in modules.norms(index))
+    readers.refit(index, 0, [before_heads(x) for x in batches(x_s)], read_t.pop(0))
     with inputs_of(heads) as attended:
         for x in batches(x_s):
             with suppress(EnoughSeen):
                 s.run(index, x)
     streams = list(zip(batches(x_s), *map(batches, teacher), strict=True))
     _solve(heads, _of_heads(attended, streams, fit.absorb), fit.ridge, modules.conv1d)
+
+    known = already_known(s.model, modules.head_outputs(index), attended, attention=True)
+    with known, outputs_of(before_neurons) as normed:
+        for x in batches(x_s):
+            with suppress(EnoughSeen):
+                s.run(index, x)
+    readers.refit(index, 1, normed, read_t.pop())
+    del normed
 
     known = already_known(s.model, modules.head_outputs(index), attended, attention=True)
     with known, watching(heads) as read, watching(neurons) as seen:

@@ -36,7 +36,15 @@ def fitted(start: Tensor, tokens: Iterable[tuple[Tensor, Tensor, Tensor]], ridge
         x = _weighted(a, w, a.dtype)
         add_products(h, x, x)
         add_products(r, x, _weighted(t, w, x.dtype))
-    exact = mirrored(h).double()
+    return solved(mirrored(h), r, start, ridge)
+
+
+def solved(h: Tensor, r: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """W [outputs, inputs] of the sums H [inputs, inputs] and R [inputs, outputs]; see the head of this file.
+
+    `start` where the system cannot be solved, or gives anything but numbers.
+    """
+    exact = h.double()
     lam = ridge * exact.diagonal().mean()
     exact.diagonal().add_(lam)
     factor, failed = torch.linalg.cholesky_ex(exact)

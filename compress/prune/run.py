@@ -96,7 +96,8 @@ def refit(checkpoint: Checkpoint, settings: Compensate, context: Context) -> tup
     student = load_model(checkpoint.folder, device=context.fabric.device)
     teacher = load_model(context.original.folder, device=context.fabric.device)
     with context.progress.bar("least squares, layer by layer", teacher.config.num_hidden_layers) as advance:
-        compensate(student, teacher, plan, windows, Fit(settings.ridge_for(windows.numel()), settings.absorb), advance)
+        fit = Fit(settings.ridge_for(windows.numel()), settings.absorb, settings.read_ridge)
+        compensate(student, teacher, plan, windows, fit, advance)
     return write_dense(student, checkpoint, context), {"calibration_tokens": windows.numel()}
 
 

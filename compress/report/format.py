@@ -113,6 +113,12 @@ def predicted_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             off = f"{100 * (said[key] / stage[key] - 1):+.1f}%" if stage[key] else ""
             cells += [show(said[key]), show(stage[key]), off]
         rows.append(tuple(cells))
+    for artifact in report["artifacts"]:
+        if artifact.get("predicted") and not artifact["cached"]:
+            said, took = artifact["predicted"]["seconds"], artifact["seconds"]
+            blank = [""] * 6
+            off = f"{100 * (said / took - 1):+.1f}%"
+            rows.append((f"artifact {artifact['name']}", *blank, duration(said), duration(took), off))
     return rows
 
 

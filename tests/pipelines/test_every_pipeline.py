@@ -56,6 +56,7 @@ def test_runs_and_tells(name: str, tiny_llama: Path, text_file: Path, tmp_path: 
     assert "Predicted and measured" in (output / "report.md").read_text()
     for artifact in report["artifacts"]:
         assert set(artifact) >= ARTIFACT_KEYS and artifact["verified"], artifact["error"]
+        assert artifact["seconds"] > 0 < artifact["predicted"]["seconds"] and not artifact["cached"]
         folder = Path(artifact["path"])
         assert (folder / "README.md").is_file() and (folder / "manifest.json").is_file()
         if artifact["runtime"] in ("transformers", "compress"):

@@ -12,6 +12,7 @@ from compress.arch import adapter_for
 from compress.prune.compensate import Fit, compensate
 from compress.prune.least_squares import fitted, token_weights
 from compress.prune.plan import Plan
+from compress.prune.readers import Readers
 from compress.prune.surgery import prune_tensor
 from compress.train.module import last_hidden
 from tests.models import tiny
@@ -119,6 +120,76 @@ def test_what_can_be_made_up_for_is(family: str) -> None:
     before = error(original, pruned)
     compensate(pruned, original, plan, WINDOWS, Fit(ridge=1e-7), nothing)
     assert before > 0.1 and error(original, pruned) < 0.02 * before, (before, error(original, pruned))
+
+
+def narrower(config: Any, stays: int, of: int) -> Plan:
+    """The first channels stay, and with them as many heads where a family's width is that of its heads."""
+    shape = adapter_for(config).shape(config)
+    plan = replace(Plan.full(shape), hidden=tuple(range(stays * shape.hidden // of)))
+    if not config.model_type.startswith("gpt"):
+        return plan
+    heads = (tuple(range(stays * shape.kv_heads // of)),) * shape.layers
+    return replace(plan, heads=heads, query_heads=heads)
+
+
+FAMILIES = ["llama", "llama-biases", "qwen2", "qwen3", "smollm3", "gpt2", "gpt_neox", "gpt_neox-serial"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_readers_find_the_original_s_stream_in_what_is_left_of_it(family: str) -> None:
+    """Where what is left says all, their outputs become the original's: the least squares by numpy's own."""
+    config, original = tiny(family)
+    shape = adapter_for(config).shape(config)
+    modules = adapter_for(config).modules
+    half = tuple(range(shape.mlp // 2))
+    plan = replace(narrower(config, 1, 2), mlp=(half,) * shape.layers, layers=(0, 2))
+    plan = replace(plan, hidden=tuple(range(0, shape.hidden, 2)))
+    pruned = cut(config, original, plan)
+    readers = Readers(pruned, original, plan, ridge=1e-9)
+    torch.manual_seed(0)
+    y = torch.randn(64, 48, shape.hidden // 2)
+    z = y @ torch.randn(shape.hidden // 2, shape.hidden)
+    rows = set()
+    for norm in range(2):
+        with torch.no_grad():
+            readers.refit(1, norm, list(y.split(16)), list(z.split(16)))
+        for name in readers.norms(2)[norm][1]:
+            source: Any = original.get_submodule(f"{modules.layer(2)}.{name}")
+            found: Any = pruned.get_submodule(f"{modules.layer(1)}.{name}")
+            expected, told = source(z), found(y)
+            if name in modules.mlp:
+                expected = expected[..., : told.shape[-1]]  # the first half of the neurons stays
+            elif told.shape != expected.shape:
+                continue  # a third of a joint projection for each of queries, keys and values: below
+            torch.testing.assert_close(told, expected, rtol=1e-3, atol=1e-3)
+            rows.add(name)
+    assert rows >= {*modules.mlp} - {modules.mlp[-1]}
+    if not family.startswith("gpt"):
+        assert rows == {*modules.attention, *modules.mlp} - {modules.attention[-1], modules.mlp[-1]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_channel_that_says_what_another_says_is_missed_less(family: str) -> None:
+    config, original = tiny(family)
+    shape = adapter_for(config).shape(config)
+    with torch.no_grad():  # the last quarter of the channels is the first, in all that is written and in every norm
+        for name, tensor in original.state_dict().items():
+            for dim, axis in enumerate(adapter_for(config).axes(config, name) or ()):
+                reads = dim == (0 if adapter_for(config).modules.conv1d else 1) and "norm" not in name
+                if axis.kind == "hidden" and not (reads and "embed" not in name and "wte" not in name):
+                    quarter = shape.hidden // 4
+                    tensor.narrow(dim, 3 * quarter, quarter).copy_(tensor.narrow(dim, 0, quarter))
+    plan = narrower(config, 3, 4)
+    kept = torch.tensor(plan.hidden)
+    errors = {}
+    for ridge in (1e9, 1e-4):
+        pruned = cut(config, original, plan)
+        compensate(pruned, original, plan, WINDOWS, Fit(ridge=1e9, read_ridge=ridge), nothing)
+        fresh = torch.randint(3, 300, (8, 48), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            a, b = last_hidden(original, fresh)[..., kept], last_hidden(pruned, fresh)
+        errors[ridge] = float((a / a.norm() - b / b.norm()).norm())
+    assert errors[1e-4] < 0.7 * errors[1e9], errors
 
 
 @pytest.mark.parametrize("family", ["llama-biases", "gpt_neox"])

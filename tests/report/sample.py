@@ -144,6 +144,9 @@ def full() -> dict[str, Any]:
                 "loaded": True,
                 "usage": "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
                 "metrics": last,
+                "seconds": 50.0,
+                "cached": False,
+                "predicted": {"seconds": 75.0},
             }
         ],
         "output": "/secret/place",

@@ -1,0 +1,72 @@
+"""What a run does around its stages, in seconds: it measures models, and writes, reloads and compares artifacts.
+
+Passes over text are counted as everywhere in this package (`work`). A token written one by one reads every weight, and
+costs transformers `CALL` for every layer on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from compress.estimate.form import Form
+from compress.estimate.machine import Machine
+from compress.estimate.predict import Plan, chain, seconds_of
+from compress.estimate.work import Phase, World, forward, head
+
+if TYPE_CHECKING:
+    from compress.evaluate.settings import Evaluation
+    from compress.export.base import Export
+
+CALL = 2.5e-3
+"""Seconds that one layer of transformers takes to be called on a processor, whatever it multiplies: measured."""
+START = 8.0
+"""Seconds until a fresh process has imported torch and transformers: measured."""
+SPEED_RUNS = 4
+"""`compress.evaluate.speed`: three and one that is not counted."""
+TEXTS = 2
+
+
+def around(plan: Plan, evaluation: Evaluation, exports: Mapping[str, Export], known: Machine) -> dict[str, float]:
+    """Seconds by what is done: "measuring" all models of the pipeline, and "artifact NAME" for each export."""
+    world = World(plan.original, plan.original, known.native_bf16, known.computes_in_half(plan.original.dtype))
+    forms = [plan.original] + [effect.form for _, _, effect, _ in chain(plan, known)]
+    last = forms[-1]
+    reading = sum(evaluating(form, plan.original, plan.evaluated_tokens, evaluation.window, known) for form in forms)
+    behaving = 0.0
+    for form in (plan.original, last):
+        behaving += len(evaluation.prompts) * evaluation.answer_tokens * a_token(form, world, known)
+        behaving += speed_runs(form, world, evaluation, known)
+    found = {"measuring": reading + behaving}
+    for name, export in exports.items():
+        writing = 3 * last.bytes / known.bandwidth + export.seconds_a_layer * last.widths.layers
+        comparing = 2 * passes(last, export.probe_tokens, export.probe_tokens, 1, known)
+        comparing += speed_runs(last, world, evaluation, known)
+        again = evaluating(last, plan.original, plan.evaluated_tokens, evaluation.window, known)
+        found[f"artifact {name}"] = writing + START + comparing + again
+    return found
+
+
+def passes(form: Form, tokens: float, length: int, heads: int, known: Machine) -> float:
+    """Seconds to read so many tokens in windows, with so many products with the head."""
+    return seconds_of(Phase("", operations=forward(form, tokens, length) + heads * head(form, tokens)), known)
+
+
+def evaluating(form: Form, original: Form, tokens: int, window: int, known: Machine) -> float:
+    """Seconds for perplexity and KL on both texts; the original's states are kept, its logits are not."""
+    of_original = seconds_of(Phase("", operations=TEXTS * head(original, tokens)), known)
+    return passes(form, TEXTS * tokens, window, 1, known) + of_original
+
+
+def a_token(form: Form, world: World, known: Machine) -> float:
+    """Seconds to write one token."""
+    widened = 2 if world.converts else 1
+    return widened * form.bytes_for_a_token / known.bandwidth + CALL * form.widths.layers
+
+
+def speed_runs(form: Form, world: World, evaluation: Evaluation, known: Machine) -> float:
+    """Seconds to measure how fast a model reads and writes."""
+    if not evaluation.speed:
+        return 0.0
+    reading = passes(form, evaluation.prefill_tokens, evaluation.prefill_tokens, 0, known)
+    return SPEED_RUNS * (reading + evaluation.decode_tokens * a_token(form, world, known))

@@ -1,0 +1,139 @@
+"""The projections that read the residual stream, refitted to the stream that a pruned model really has.
+
+Behind every norm of a layer, one linear map M is fitted that gives the original's normed stream from the student's: as
+the stream drifts, and above all where channels of it are gone, the rest foretells a part of what is missing. It costs
+nothing: each reader becomes W M.
+
+    min_W  sum_i ||W y_i - W_t z_i||^2  +  lam ||W - W0||^2,     lam = ridge * mean(diag H)
+
+    H = sum_i y_i y_i^T,  R = sum_i y_i z_i^T   =>   W^T = (H + lam I)^-1 (R W_t^T + lam W0^T)
+
+y is what the student's norm gives, z what the original's gives (all channels), W_t the original's weights on the rows
+that stay, W0 the student's. Least squares with the compressed model's own inputs against the original's outputs: as in
+calibrated quantization (GPTAQ, arXiv 2504.02692), here for pruning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.arch import adapter_for
+from compress.moments import add_products, mirrored
+from compress.prune.least_squares import solved
+from compress.prune.surgery import prune_tensor
+
+if TYPE_CHECKING:
+    from compress.prune.plan import Plan
+
+Normed = list[Tensor]
+"""What a norm gives, batch by batch [windows, length, hidden]."""
+
+
+class Readers:
+    """Of one pruned model.
+
+    Args:
+        student: the pruned model.
+        teacher: the model it was cut from.
+        plan: how it was cut.
+        ridge: how strongly readers are held as they are, relative to the size of their inputs.
+    """
+
+    def __init__(self, student: Any, teacher: Any, plan: Plan, ridge: float) -> None:
+        self.student, self.teacher, self.plan, self.ridge = student, teacher, plan, ridge
+        self.architecture = adapter_for(teacher.config)
+        self.modules = self.architecture.modules
+        whole = self.architecture.shape(teacher.config).widths.hidden
+        self.rows_alone = replace(plan, hidden=tuple(range(whole)))
+        """Leaves all channels of the stream, so that the original's readers are cut in their rows alone."""
+
+    def norms(self, layer: int) -> list[tuple[str, tuple[str, ...]]]:
+        """Of a layer: each norm's path and the readers behind it, named within the layer."""
+        behind = {fold.source: fold.targets for fold in self.modules.folds}
+        within = zip(self.modules.norms(layer), self.modules.residual_norms, strict=True)
+        return [(path, behind.get(name, ())) for path, name in within]
+
+    @contextmanager
+    def original(self, layer: int) -> Iterator[list[Normed]]:
+        """Collects what the original's norms give in a layer that runs inside; nothing in a layer that goes."""
+        norms = self.norms(layer) if layer in self.plan.layers else []
+        found: list[Normed] = [[] for _ in norms]
+        handles = []
+        for (path, _), given in zip(norms, found, strict=True):
+
+            def keep(_: nn.Module, args: tuple[Any, ...], out: Tensor, given: Normed = given) -> None:
+                del args
+                given.append(out)
+
+            handles.append(self.teacher.get_submodule(path).register_forward_hook(keep))
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def refit(self, index: int, norm: int, y: Normed, z: Normed) -> None:
+        """Solve the readers behind one norm.
+
+        Args:
+            index: of the student's layer.
+            norm: which of the layer's.
+            y: what the student's norm gives.
+            z: what the original's gave for the same tokens.
+        """
+        layer = self.plan.layers[index]
+        names = self.norms(layer)[norm][1]
+        if not names:
+            return
+        inside = [self.student.get_submodule(f"{self.modules.layer(index)}.{name}") for name in names]
+        biased = any(module.bias is not None for module in inside)
+        h, r = moments(_constant(y, biased), _constant(z, biased))
+        for name, module in zip(names, inside, strict=True):
+            goal = self._rows(f"{self.modules.layer(layer)}.{name}", biased)
+            start = _with_bias(module.weight.t() if self.modules.conv1d else module.weight, module.bias, biased)
+            found = solved(h, r @ goal.t(), start, self.ridge)
+            weight = found[:, :-1] if biased else found
+            module.weight.copy_(weight.t() if self.modules.conv1d else weight)
+            if module.bias is not None:
+                module.bias.copy_(found[:, -1])
+
+    def _rows(self, path: str, biased: bool) -> Tensor:
+        """The original's weights [rows that stay, all channels], and the bias as a last column; fp32."""
+        module = self.teacher.get_submodule(path)
+        cut = {}
+        for part in ("weight", "bias"):
+            if getattr(module, part) is not None:
+                name, config = f"{path}.{part}", self.teacher.config
+                kept = prune_tensor(name, getattr(module, part), self.rows_alone, self.architecture, config)
+                assert kept is not None
+                cut[part] = kept[1]
+        weight = cut["weight"].t() if self.modules.conv1d else cut["weight"]
+        return _with_bias(weight, cut.get("bias"), biased)
+
+
+def moments(y: Sequence[Tensor], z: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(sum y y^T, sum y z^T) over tokens, fp32 [y width, y width] and [y width, z width]."""
+    width, other = y[0].shape[-1], z[0].shape[-1]
+    h, r = (torch.zeros(width, columns, device=y[0].device) for columns in (width, other))
+    for a, b in zip(y, z, strict=True):
+        add_products(h, a, a)
+        add_products(r, a, b)
+    return mirrored(h), r
+
+
+def _constant(states: Sequence[Tensor], wanted: bool) -> list[Tensor]:
+    """With a constant input at the end, whose weight is the bias."""
+    return [torch.cat([x, torch.ones_like(x[..., :1])], -1) for x in states] if wanted else list(states)
+
+
+def _with_bias(weight: Tensor, bias: Tensor | None, wanted: bool) -> Tensor:
+    if not wanted:
+        return weight.float()
+    column = torch.zeros_like(weight[:, :1]) if bias is None else bias[:, None]
+    return torch.cat([weight, column], 1).float()

@@ -51,6 +51,7 @@ class OnnxExport(Export):
         "# past.N.key and past.N.value of length 0 begin; the present.N of one call are the past.N of the next"
     )
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
+    seconds_a_layer: ClassVar[float] = 4.0
     install: ClassVar[str] = "pip install 'compress[runtimes]' (or onnx, onnxscript and onnxruntime)"
 
     def check_grids(self, grids: Grids) -> None:

@@ -114,7 +114,7 @@ def predicted_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             cells += [show(said[key]), show(stage[key]), off]
         rows.append(tuple(cells))
     for artifact in report["artifacts"]:
-        if artifact.get("predicted") and not artifact["cached"]:
+        if runs(artifact) and artifact.get("predicted") and not artifact["cached"]:
             said, took = artifact["predicted"]["seconds"], artifact["seconds"]
             blank = [""] * 6
             off = f"{100 * (said / took - 1):+.1f}%"

@@ -2,7 +2,7 @@
 
 Behind every norm of a layer, one linear map M is fitted that gives the original's normed stream from the student's: as
 the stream drifts, and above all where channels of it are gone, the rest foretells a part of what is missing. It costs
-nothing: each reader becomes W M.
+nothing: each reader becomes W M. An output head of its own is such a reader behind the last norm.
 
     min_W  sum_i ||W y_i - W_t z_i||^2  +  lam ||W - W0||^2,     lam = ridge * mean(diag H)
 
@@ -88,24 +88,33 @@ class Readers:
             z: what the original's gave for the same tokens.
         """
         layer = self.plan.layers[index]
-        names = self.norms(layer)[norm][1]
-        if not names:
-            return
-        inside = [self.student.get_submodule(f"{self.modules.layer(index)}.{name}") for name in names]
-        biased = any(module.bias is not None for module in inside)
+        here, there = self.modules.layer(index), self.modules.layer(layer)
+        paths = [(f"{here}.{name}", f"{there}.{name}") for name in self.norms(layer)[norm][1]]
+        pairs = [(self.student.get_submodule(own), self.teacher.get_submodule(path), path) for own, path in paths]
+        if pairs:
+            self._solve(pairs, y, z, self.modules.conv1d)
+
+    def refit_head(self, y: Normed, z: Normed) -> None:
+        """The same for the output head behind the last norm; one that is the embedding too stays as it is."""
+        if not self.architecture.shape(self.teacher.config).tied:
+            heads = self.student.get_output_embeddings(), self.teacher.get_output_embeddings()
+            self._solve([(*heads, self.modules.head)], y, z, conv1d=False)
+
+    def _solve(self, pairs: Sequence[tuple[Any, Any, str]], y: Normed, z: Normed, conv1d: bool) -> None:
+        """Readers of one stream: (the student's, the original's, the original's path)."""
+        biased = any(module.bias is not None for module, _, _ in pairs)
         h, r = moments(_constant(y, biased), _constant(z, biased))
-        for name, module in zip(names, inside, strict=True):
-            goal = self._rows(f"{self.modules.layer(layer)}.{name}", biased)
-            start = _with_bias(module.weight.t() if self.modules.conv1d else module.weight, module.bias, biased)
+        for module, original, path in pairs:
+            goal = self._rows(original, path, biased, conv1d)
+            start = _with_bias(module.weight.t() if conv1d else module.weight, module.bias, biased)
             found = solved(h, r @ goal.t(), start, self.ridge)
             weight = found[:, :-1] if biased else found
-            module.weight.copy_(weight.t() if self.modules.conv1d else weight)
+            module.weight.copy_(weight.t() if conv1d else weight)
             if module.bias is not None:
                 module.bias.copy_(found[:, -1])
 
-    def _rows(self, path: str, biased: bool) -> Tensor:
+    def _rows(self, module: Any, path: str, biased: bool, conv1d: bool) -> Tensor:
         """The original's weights [rows that stay, all channels], and the bias as a last column; fp32."""
-        module = self.teacher.get_submodule(path)
         cut = {}
         for part in ("weight", "bias"):
             if getattr(module, part) is not None:
@@ -113,7 +122,7 @@ class Readers:
                 kept = prune_tensor(name, getattr(module, part), self.rows_alone, self.architecture, config)
                 assert kept is not None
                 cut[part] = kept[1]
-        weight = cut["weight"].t() if self.modules.conv1d else cut["weight"]
+        weight = cut["weight"].t() if conv1d else cut["weight"]
         return _with_bias(weight, cut.get("bias"), biased)
 
 

@@ -177,7 +177,7 @@ class Compensate:
     absorb: float = 0.75
     """Part of the drift of the residual stream that each projection makes up for."""
     read_ridge: float = 0.3
-    """The same for the projections that read the residual stream; these few inputs need no longer text."""
+    """The pull on the projections that read the residual stream: few inputs, which need no longer text."""
     calibration_tokens: int = 24576
     """Tokens the projections are fitted on. Of an MLP cut of 20%, 24,576 take away a quarter of the lost
     log-perplexity, four times as many a third (SmolLM2-135M, WikiText-2)."""

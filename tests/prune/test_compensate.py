@@ -146,6 +146,7 @@ def test_readers_find_the_original_s_stream_in_what_is_left_of_it(family: str) -
     plan = replace(plan, hidden=tuple(range(0, shape.hidden, 2)))
     pruned = cut(config, original, plan)
     readers = Readers(pruned, original, plan, ridge=1e-9)
+    embedding = pruned.get_input_embeddings().weight.clone()
     torch.manual_seed(0)
     y = torch.randn(64, 48, shape.hidden // 2)
     z = y @ torch.randn(shape.hidden // 2, shape.hidden)
@@ -163,6 +164,12 @@ def test_readers_find_the_original_s_stream_in_what_is_left_of_it(family: str) -
                 continue  # a third of a joint projection for each of queries, keys and values: below
             torch.testing.assert_close(told, expected, rtol=1e-3, atol=1e-3)
             rows.add(name)
+    if not shape.tied:
+        with torch.no_grad():
+            readers.refit_head(list(y.split(16)), list(z.split(16)))
+        expected, told = (model.get_output_embeddings()(x) for model, x in ((original, z), (pruned, y)))
+        torch.testing.assert_close(told, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(pruned.get_input_embeddings().weight, embedding)
     assert rows >= {*modules.mlp} - {modules.mlp[-1]}
     if not family.startswith("gpt"):
         assert rows == {*modules.attention, *modules.mlp} - {modules.attention[-1], modules.mlp[-1]}

@@ -113,7 +113,8 @@ def main() -> None:
         for criterion in [c for c in possible if not options.criteria or c in options.criteria]:
             for row in cut(model, windows, texts, kind, criterion, scorer, options):
                 settings = {name: getattr(options, name) for name in ("tokens", "windows", "ridge", "absorb")}
-                append_row("prune_criteria", row | settings | {"versions": versions(("torch", "transformers"))})
+                rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+                append_row("prune_criteria", rounded | settings | {"versions": versions(("torch", "transformers"))})
                 told = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
                 print("  ".join(told), flush=True)
 

@@ -77,8 +77,9 @@ def compensate(student: Any, teacher: Any, plan: Plan, windows: Tensor, fit: Fit
             x_s = _layer(s, index, x_s, narrowed, (readers, read), fit)
         x_t = next_t
         advance(1)
-    norms = (model.get_submodule(modules.final_norm) for model in (student, teacher))
-    readers.refit_head(*([norm(x) for x in batches(end)] for norm, end in zip(norms, (x_s, x_t), strict=True)))
+    if not adapter_for(teacher.config).shape(teacher.config).tied:
+        norms = (model.get_submodule(modules.final_norm) for model in (student, teacher))
+        readers.refit_head(*([norm(x) for x in batches(end)] for norm, end in zip(norms, (x_s, x_t), strict=True)))
 
 
 def _layer(

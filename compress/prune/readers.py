@@ -95,10 +95,9 @@ class Readers:
             self._solve(pairs, y, z, self.modules.conv1d)
 
     def refit_head(self, y: Normed, z: Normed) -> None:
-        """The same for the output head behind the last norm; one that is the embedding too stays as it is."""
-        if not self.architecture.shape(self.teacher.config).tied:
-            heads = self.student.get_output_embeddings(), self.teacher.get_output_embeddings()
-            self._solve([(*heads, self.modules.head)], y, z, conv1d=False)
+        """The same for an output head of its own, behind the last norm."""
+        heads = self.student.get_output_embeddings(), self.teacher.get_output_embeddings()
+        self._solve([(*heads, self.modules.head)], y, z, conv1d=False)
 
     def _solve(self, pairs: Sequence[tuple[Any, Any, str]], y: Normed, z: Normed, conv1d: bool) -> None:
         """Readers of one stream: (the student's, the original's, the original's path)."""

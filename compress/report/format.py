@@ -143,7 +143,7 @@ def fractions(report: Mapping[str, Any]) -> list[str]:
             path.insert(len(path) - 1, entry["kl_left"])
             said = f"after {stage}, {100 * fraction:.0f}% of the KL that {did_harm} on the {text} is gone"
             if alone is not None and math.isfinite(alone):
-                did = "took away" if alone >= 0 else "added another"
+                did = "added another" if alone <= -0.005 else "took away"
                 said += f"; {stage} itself {did} {abs(100 * alone):.0f}% of what it was given"
         sentences.append(f"{said} ({' -> '.join(f'{kl:.3f}' for kl in path)}).")
     return sentences

@@ -100,6 +100,9 @@ def test_two_healers_of_one_damage() -> None:
         "was given (0.000 -> 1.000 -> 0.500 -> 0.100)."
     )
     assert "heal itself added another 20% of what it was given" in sentences[3]
+    rows = chain(("cut", "prune", 1.0, 1.0), ("solve", "compensate", 0.5, 0.5), ("heal", "distill", 0.501, 0.5))
+    hardly = form.fractions({"won_back": won_back(BASELINE, rows)})
+    assert "heal itself took away 0% of what it was given" in hardly[2]
 
 
 def test_training_on_the_text_itself_is_told() -> None:

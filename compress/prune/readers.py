@@ -4,9 +4,9 @@ Behind every norm of a layer, one linear map M is fitted that gives the original
 the stream drifts, and above all where channels of it are gone, the rest foretells a part of what is missing. It costs
 nothing: each reader becomes W M. An output head of its own is such a reader behind the last norm.
 
-    min_W  sum_i ||W y_i - W_t z_i||^2  +  lam ||W - W0||^2,     lam = ridge * mean(diag H)
+    min_W  mean_i ||W y_i - W_t z_i||^2  +  lam ||W - W0||^2,     lam = ridge * mean(diag H)
 
-    H = sum_i y_i y_i^T,  R = sum_i y_i z_i^T   =>   W^T = (H + lam I)^-1 (R W_t^T + lam W0^T)
+    H = mean_i y_i y_i^T,  R = mean_i y_i z_i^T   =>   W^T = (H + lam I)^-1 (R W_t^T + lam W0^T)
 
 y is what the student's norm gives, z what the original's gives (all channels), W_t the original's weights on the rows
 that stay, W0 the student's. Least squares with the compressed model's own inputs against the original's outputs: as in
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.arch import adapter_for
-from compress.moments import add_products, mirrored
+from compress.moments import sum_of_products
 from compress.prune.least_squares import solved
 from compress.prune.surgery import prune_tensor
 
@@ -102,7 +102,8 @@ class Readers:
     def _solve(self, pairs: Sequence[tuple[Any, Any, str]], y: Normed, z: Normed, conv1d: bool) -> None:
         """Readers of one stream: (the student's, the original's, the original's path)."""
         biased = any(module.bias is not None for module, _, _ in pairs)
-        h, r = moments(_constant(y, biased), _constant(z, biased))
+        seen, meant = _constant(y, biased), _constant(z, biased)
+        h, r = sum_of_products(seen, seen), sum_of_products(seen, meant)
         for module, original, path in pairs:
             goal = self._rows(original, path, biased, conv1d)
             start = _with_bias(module.weight.t() if conv1d else module.weight, module.bias, biased)
@@ -123,16 +124,6 @@ class Readers:
                 cut[part] = kept[1]
         weight = cut["weight"].t() if conv1d else cut["weight"]
         return _with_bias(weight, cut.get("bias"), biased)
-
-
-def moments(y: Sequence[Tensor], z: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(sum y y^T, sum y z^T) over tokens, fp32 [y width, y width] and [y width, z width]."""
-    width, other = y[0].shape[-1], z[0].shape[-1]
-    h, r = (torch.zeros(width, columns, device=y[0].device) for columns in (width, other))
-    for a, b in zip(y, z, strict=True):
-        add_products(h, a, a)
-        add_products(r, a, b)
-    return mirrored(h), r
 
 
 def _constant(states: Sequence[Tensor], wanted: bool) -> list[Tensor]:

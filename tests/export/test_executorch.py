@@ -121,22 +121,22 @@ def test_settings_out_of_range_are_refused() -> None:
         ExecutorchExport(context=1)
 
 
-def test_what_exact_computations_differ_by_is_allowed_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_exact_computations_differ_by_is_said_and_excuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from compress.export.executorch import write
 
     save("llama", tmp_path / "model", num_hidden_layers=2)
     checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}))
     kind = ExecutorchType("8da4w")
     _, emulated, apart = write.expected(checkpoint, ExecutorchExport(type=kind), IDS, load)
-    assert emulated is not None and 0 < apart < 1e-2
+    assert emulated is not None and 0 < apart < 5e-3
     plain = ExecutorchExport(type=kind).expect(checkpoint, IDS, load)
     assert plain.tolerance == 1e-2 and "apart" not in plain.scheme
     monkeypatch.setattr(write, "last_bits_moved", lambda x: torch.where(x.abs() < 1, 0.0, x))
     _, _, apart = write.expected(checkpoint, ExecutorchExport(type=kind), IDS, load)
-    allowed = ExecutorchExport(type=kind).expect(checkpoint, IDS, load)
-    assert allowed.tolerance == pytest.approx(1.5 * apart) and allowed.tolerance > 1e-2
-    assert f"{apart:.1e} apart" in allowed.scheme
-    asked = ExecutorchExport(type=kind, max_kl=3e-3).expect(checkpoint, IDS, load)
-    assert asked.tolerance == 3e-3 and "apart" not in asked.scheme
+    told = ExecutorchExport(type=kind).expect(checkpoint, IDS, load)
+    assert apart > 1e-2 and f"{apart:.1e} apart" in told.scheme
+    assert told.tolerance == 1e-2
     exact = ExecutorchExport().expect(checkpoint, IDS, load)
     assert exact.tolerance == 1e-4 and exact.emulated is None

@@ -7,7 +7,7 @@ after pruning and calibrated quantization both walk like this.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +84,22 @@ def embedded(model: Any, windows: Tensor) -> Tensor:
     finally:
         handle.remove()
     return torch.cat(states)
+
+
+def inputs_and_output(
+    layers: Layers, index: int, hidden: Tensor, paths: Sequence[str]
+) -> tuple[dict[str, list[Tensor]], Tensor]:
+    """Inputs of the layers at `paths`, batch by batch, and the stream after the whole layer."""
+    inputs: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+    def keep(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, args: inputs[path].append(args[0])
+
+    handles = [layers.model.get_submodule(path).register_forward_pre_hook(keep(path)) for path in inputs]
+    after = torch.cat([layers.run(index, x) for x in batches(hidden)])
+    for handle in handles:
+        handle.remove()
+    return inputs, after
 
 
 @contextmanager

@@ -22,6 +22,7 @@ LAYERS = [
     {"sweep"},
     {"estimate"},
     {"prune", "distill", "quant", "recover", "evaluate", "export", "report"},
+    {"folds"},
     {"calibrate", "layerwise", "moments", "own_text"},
     {"train"},
     {"losses"},

@@ -16,7 +16,7 @@ compensation after pruning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -25,18 +25,16 @@ from torch import Tensor, nn
 
 from compress.arch import adapter_for
 from compress.errors import UserError
+from compress.folds import fold_layer
 from compress.grids import Grid, value_of
-from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_of
+from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_and_output, inputs_of
 from compress.moments import sum_of_products
-from compress.quant.fold import best_scale, edges
 from compress.quant.inputs import RoundedInputs
 from compress.quant.scales import check_range
 from compress.quant.solve import Calibration, Collected, Solved, solve, target
 from compress.quant.stage import Activations, Scaling
 from compress.train.norms import fuse_norms
 
-FOLD_TOKENS = 4096
-"""Tokens that the scales of the folds are searched on."""
 DRIFT_TOKENS = 16384
 """Tokens that the original goes through too. C and D are small corrections, held back by a ridge: they need less text
 than H, the curvature that all rounding follows."""
@@ -86,8 +84,11 @@ def calibrate(
         linears = [path for path in modules.linears(index) if path in grids]
         shared = sharing_inputs(s, index, x_s, linears)
         if settings.scaling is not Scaling.none:
-            fold_layer(s, index, x_s, grids, settings)
-        wanted, next_t = _inputs_and_output(t, index, x_t, [group[0] for group in shared])
+            # smoothing is for inputs that become INT8, be it in a runtime that comes later
+            smooth = settings.scaling is Scaling.smooth
+            int8 = smooth or settings.activations is not Activations.none
+            fold_layer(s, index, x_s, grids, conv1d=modules.conv1d, smooth=smooth, int8_inputs=int8)
+        wanted, next_t = inputs_and_output(t, index, x_t, [group[0] for group in shared])
         writers = (modules.head_outputs(index), modules.neurons(index))
         drift = x_t - x_s[: len(x_t)]
         with rounded.on(student, linears), ExitStack() as known:
@@ -125,23 +126,6 @@ def followed_windows(windows: Tensor) -> int:
     return min(len(windows), -(-DRIFT_TOKENS // (length * together)) * together)
 
 
-def fold_layer(layers: Layers, index: int, hidden: Tensor, grids: Mapping[str, Grid], settings: Calibration) -> None:
-    """Search and apply the scales of every fold of one layer, in place."""
-    architecture = adapter_for(layers.model.config)
-    modules, layer = architecture.modules, architecture.modules.layer(index)
-    shape = architecture.shape(layers.model.config)
-    found = edges(layers.model, layer, modules.folds, shape, modules.conv1d)
-    few = hidden[: max(1, FOLD_TOKENS // hidden.shape[1])]
-    # folding changes no input but by its own scale, so all can be seen before the first is applied
-    inputs, _ = _inputs_and_output(layers, index, few, [path for path, _ in found])
-    smooth = settings.scaling is Scaling.smooth
-    for (path, edge), fold in zip(found, modules.folds, strict=True):
-        on = {i: grids[f"{layer}.{name}"] for i, name in enumerate(fold.targets) if f"{layer}.{name}" in grids}
-        if len(on) == len(fold.targets):
-            seen = torch.cat(inputs[path]).flatten(0, 1)
-            edge.apply(best_scale(edge, seen, on, smooth, settings.activations is not Activations.none))
-
-
 def sharing_inputs(layers: Layers, index: int, hidden: Tensor, linears: list[str]) -> list[list[str]]:
     """The linear layers of one layer in the order they run, those that read the same tensor together."""
     seen: list[tuple[Tensor, list[str]]] = []
@@ -160,22 +144,6 @@ def sharing_inputs(layers: Layers, index: int, hidden: Tensor, linears: list[str
     for handle in handles:
         handle.remove()
     return [group for _, group in seen]
-
-
-def _inputs_and_output(
-    layers: Layers, index: int, hidden: Tensor, paths: Sequence[str]
-) -> tuple[dict[str, list[Tensor]], Tensor]:
-    """Inputs of the layers at `paths`, batch by batch, and the stream after the whole layer."""
-    inputs: dict[str, list[Tensor]] = {path: [] for path in paths}
-
-    def keep(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _, args: inputs[path].append(args[0])
-
-    handles = [layers.model.get_submodule(path).register_forward_pre_hook(keep(path)) for path in inputs]
-    after = torch.cat([layers.run(index, x) for x in batches(hidden)])
-    for handle in handles:
-        handle.remove()
-    return inputs, after
 
 
 def _collect(

@@ -44,7 +44,8 @@ class Scaling(str, Enum):
     awq = "awq"
     """Salient input channels up, so that weights keep them (arXiv 2306.00978)."""
     smooth = "smooth"
-    """Loud input channels down, so that INT8 activations keep the others (SmoothQuant, arXiv 2211.10438)."""
+    """Loud input channels down, so that INT8 activations keep the others (SmoothQuant, arXiv 2211.10438), here or in a
+    runtime that rounds inputs itself, as ExecuTorch's 8da4w does."""
 
 
 class Activations(str, Enum):
@@ -109,7 +110,7 @@ class PostTraining:
     """Grid of the embedding, and of the head (one tensor where they are tied); by default they stay dense."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     activations: ClassVar[Activations] = Activations.none

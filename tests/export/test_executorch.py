@@ -13,9 +13,11 @@ from compress.errors import UserError
 from compress.export import probe
 from compress.export.executorch.settings import FILE, ExecutorchExport, ExecutorchType
 from compress.export.manifest import write_manifest
+from compress.grids import grid_named
 from compress.runtime.loading import load_model
 from compress.stage import DENSE
-from tests.models import save
+from tests.models import FAMILIES, save, tiny
+from tests.runtime.checkpoints import quantized
 
 pytest.importorskip("executorch", reason="pip install 'compress[executorch]'")
 pytest.importorskip("torchao", reason="pip install 'compress[executorch]'")
@@ -93,25 +95,87 @@ def verify_names_what_is_damaged(folder: Path, settings: ExecutorchExport, check
             run_overrides(ask)
 
 
-def test_codes_are_written_unchanged_or_refused() -> None:
-    from compress.export.executorch.write import _on_integers
-    from compress.grids import Integer, grid_named
+@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+def test_codes_are_written_unchanged_or_refused(family: str, tmp_path: Path) -> None:
+    from compress.arch.linears import linear_paths
+    from compress.export.executorch.write import _own_codes, exported_model
 
-    weight = torch.randn(64, 96)
+    linears = linear_paths(tiny(family)[0])
     for name in ("int4_g32", "int8"):
         grid = grid_named(name)
-        own = grid.encode(weight)
-        found = _on_integers("w", own, grid, False, 64)
-        torch.testing.assert_close(found.decoded, grid.decode(own))
-        assert found.bits == (4 if name == "int4_g32" else 8)
-    # rows of 96 are no whole groups of 64: a row of INT8
-    assert _on_integers("w", weight, None, False, 64).bits == 8
-    assert _on_integers("w", weight, None, False, 32).scale.shape == (64, 3)
-    for refused in ("nf4", "q4_0", "int4_g32_asym"):
-        grid = grid_named(refused)
-        with pytest.raises(UserError, match=grid.name):
-            _on_integers("w", grid.encode(weight), grid, False, 32)
-    assert Integer(4, 32).symmetric
+        checkpoint, _, dense = quantized(family, tmp_path / name, dict.fromkeys(linears, name))
+        model, codes = exported_model(checkpoint, ExecutorchExport(type=ExecutorchType("8da4w")))
+        for path in linears:
+            weight = dense.get_submodule(path).weight.detach()
+            own = grid.decode(grid.encode(weight.t().contiguous() if family == "gpt2" else weight))
+            torch.testing.assert_close(model.get_submodule(path).weight, own)
+            assert codes[path].bits == (4 if name == "int4_g32" else 8)
+    for name in ("nf4", "q4_0", "int4_g32_asym"):
+        checkpoint, _, _ = quantized(family, tmp_path / name, dict.fromkeys(linears, name))
+        with pytest.raises(UserError, match=f"grid {name}"):
+            _own_codes(checkpoint)
+
+
+def test_rows_that_are_no_whole_groups_are_int8(tmp_path: Path) -> None:
+    from compress.export.executorch.write import exported_model
+
+    save("llama", tmp_path / "model", num_hidden_layers=1, intermediate_size=80)
+    checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}))
+    _, codes = exported_model(checkpoint, ExecutorchExport(type=ExecutorchType("8da4w"), group=64))
+    assert codes["model.layers.0.mlp.down_proj"].bits == 8  # 80 inputs
+    assert codes["model.layers.0.mlp.up_proj"].bits == 4
+    assert codes["model.layers.0.mlp.up_proj"].scale.shape == (80, 1)
+    assert codes["lm_head"].bits == 8
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama-tied", "llama-biases"])
+def test_smoothing_changes_nothing_but_what_is_rounded(family: str, tmp_path: Path) -> None:
+    from compress.arch import adapter_for
+    from compress.arch.linears import linear_paths
+    from compress.export.executorch.smooth import smooth
+    from compress.export.executorch.write import _as_linear, _untie
+    from compress.export.tensors import dense_model
+    from compress.grids import Int8, Integer
+
+    save(family, tmp_path)
+    checkpoint = Checkpoint(tmp_path, frozenset({DENSE}))
+    modules, linears = adapter_for(checkpoint.config).modules, linear_paths(checkpoint.config)
+    model, before = dense_model(checkpoint, torch.float32), dense_model(checkpoint, torch.float32)
+    for path in linears if modules.conv1d else ():
+        _as_linear(model, path)
+    _untie(model, modules.head)
+    smooth(model, checkpoint.tokenizer(), {**dict.fromkeys(linears, Integer(4, 32)), modules.head: Int8()})
+    torch.testing.assert_close(model(IDS).logits, before(IDS).logits, rtol=1e-4, atol=1e-4)
+    norm = modules.final_norm
+    assert not torch.equal(model.get_submodule(norm).weight, before.get_submodule(norm).weight)
+    embedding = modules.embedding
+    assert torch.equal(model.get_submodule(embedding).weight, before.get_submodule(embedding).weight)
+
+
+def test_loud_channels_cost_less_where_they_are_smoothed(tmp_path: Path) -> None:
+    from compress.export.executorch.write import expected
+    from compress.export.verify import compare
+
+    # no row is a whole group of 128: all is INT8, and what is lost is lost by the inputs
+    narrow: dict[str, int] = {"intermediate_size": 96}
+    _, model = tiny("llama", **narrow)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                norm.weight[3] *= 60
+        model.model.norm.weight[3] *= 60
+        # what is loud is read softly, so that the model says what it would
+        for name, weight in model.named_parameters():
+            if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "lm_head"):
+                weight[:, 3] /= 60
+    save("llama", tmp_path / "model", **narrow)
+    model.save_pretrained(tmp_path / "model")
+    checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}))
+    kinds = {way: ExecutorchExport(type=ExecutorchType("8da4w"), smooth=way, group=128) for way in (False, True)}
+    found = {way: expected(checkpoint, kind, IDS, load) for way, kind in kinds.items()}
+    lost = {way: compare(pipeline, emulated, 1.0).mean_kl for way, (pipeline, emulated, _) in found.items()}
+    assert lost[True] < lost[False] / 2, lost
+    assert found[True][2] < found[False][2]
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -41,6 +41,9 @@ class ExecutorchExport(Export):
     group: int = 32
     """Weights that share a scale when a dense projection becomes INT4: 32, 64 or 128; one whose rows are no whole
     number of groups becomes INT8."""
+    smooth: bool = True
+    """8da4w: loud input channels made quieter before dense projections and the head are rounded, so that INT8 inputs
+    keep the others (SmoothQuant). What has codes already stays as it is."""
     context: int = 1024
     """Tokens in the cache, at most what the model can read."""
 

@@ -2,7 +2,8 @@
 
 8da4w: a projection is INT4 in groups with scales in bf16 (the type XNNPACK keeps them in), its input INT8 per token
 with a zero point; the head, and rows that are no whole groups, are INT8 per channel on the same inputs (8da8w).
-Embedding rows are INT8 with one scale each, decoded when looked up.
+Embedding rows are INT8 with one scale each, decoded when looked up. Loud channels are smoothed first, where what reads
+them is rounded here.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from compress.export.embedding import Int8Embedding
 from compress.export.emulate import answer, rounded_inputs, tokens_to_asymmetric_int8
 from compress.export.executorch.program import Program, lowered
 from compress.export.executorch.settings import EIGHT_FOUR, FILE, ExecutorchExport
+from compress.export.executorch.smooth import smooth
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.export.verify import compare
-from compress.grids import Encoded, Grid, Int8, Integer
+from compress.grids import Encoded, Int8, Integer
 from compress.runtime.modules import replace_module
 
 if TYPE_CHECKING:
@@ -81,33 +83,65 @@ def write_program(checkpoint: Checkpoint, settings: ExecutorchExport, folder: Pa
 def exported_model(checkpoint: Checkpoint, settings: ExecutorchExport) -> tuple[Any, dict[str, Codes]]:
     """The model in fp32 with every projection an nn.Linear of decoded weights, and the codes of the quantized ones."""
     model = dense_model(checkpoint, torch.float32)
-    architecture = adapter_for(checkpoint.config)
-    modules, shape = architecture.modules, architecture.shape(checkpoint.config)
-    linears = set(linear_paths(checkpoint.config))
-    codes: dict[str, Codes] = {}
+    modules = adapter_for(checkpoint.config).modules
+    linears = linear_paths(checkpoint.config)
     for path in linears if modules.conv1d else ():
         _as_linear(model, path)
     if settings.type is not EIGHT_FOUR:
-        return model, codes
-    for name, value, grid in delivered(checkpoint):
-        path = name.removesuffix(".weight")
-        if path == name or path not in linears | {modules.embedding, modules.head}:
-            continue
-        turned = modules.conv1d and path in linears
-        if path in linears:
-            codes[path] = _on_integers(name, value, grid, turned, settings.group)
-            continue
-        found = _on_integers(name, value, grid, turned, 0)
-        if path == modules.embedding:
-            replace_module(model, path, Int8Embedding(found.codes, found.scale[:, 0] * 127))
-            path = modules.head if shape.tied else ""
-        if path:
-            codes[path] = found
+        return model, {}
+    _untie(model, modules.head)
+    codes = _own_codes(checkpoint)
+    places = [*linears, modules.head, modules.embedding]
+    grids = {path: _grid(model, path, settings.group if path in linears else 0) for path in places if path not in codes}
+    if settings.smooth:
+        smooth(model, checkpoint.tokenizer(), {path: grid for path, grid in grids.items() if path != modules.embedding})
+    for path, grid in grids.items():
+        codes[path] = _unpacked(grid.encode(model.get_submodule(path).weight.detach()), grid)
+    rows = codes.pop(modules.embedding)
+    replace_module(model, modules.embedding, Int8Embedding(rows.codes, rows.scale[:, 0] * 127))
     for path, found in codes.items():
-        layer = model.get_submodule(path)
-        # a parameter of its own: a tied head's is the embedding's
-        layer.weight = nn.Parameter(found.decoded, requires_grad=False)
+        model.get_submodule(path).weight = nn.Parameter(found.decoded, requires_grad=False)
     return model, codes
+
+
+def _untie(model: nn.Module, head: str) -> None:
+    """A parameter of its own for a head that is the embedding's."""
+    layer: Any = model.get_submodule(head)
+    layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def _own_codes(checkpoint: Checkpoint) -> dict[str, Codes]:
+    """Module path -> codes of what the checkpoint holds on a grid; a tied embedding's are the head's too.
+
+    Raises:
+        UserError: it is no grid that XNNPACK has products for.
+    """
+    architecture = adapter_for(checkpoint.config)
+    modules, codes = architecture.modules, {}
+    for name, value, grid in delivered(checkpoint):
+        if not isinstance(value, Encoded):
+            continue
+        if not (isinstance(grid, Int8) or (isinstance(grid, Integer) and grid.symmetric and grid.block % 32 == 0)):
+            raise UserError(
+                f"the export executorch would round {name} twice: it lies on the grid {grid and grid.name} already.",
+                "Type export.executorch.type=fp32, or quantize on a grid of XNNPACK: int8 or a symmetric int4.",
+            )
+        codes[name.removesuffix(".weight")] = _unpacked(value, grid)
+    if modules.embedding in codes and architecture.shape(checkpoint.config).tied:
+        codes[modules.head] = codes[modules.embedding]
+    return codes
+
+
+def _grid(model: nn.Module, path: str, group: int) -> Int8 | Integer:
+    """What a dense weight is rounded to: INT4 in groups, INT8 per row where `group` is 0 or does not fit."""
+    width = model.get_submodule(path).weight.shape[1]  # type: ignore[index]
+    return Integer(4, group) if group and width % group == 0 else Int8()
+
+
+def _unpacked(value: Encoded, grid: Int8 | Integer) -> Codes:
+    levels, scales = grid.unpack(replace(value, dtype=torch.float32))
+    bits = 8 if isinstance(grid, Int8) else grid.bits_per_code
+    return Codes(levels.to(torch.int8), scales.scale.float().view(len(levels), -1), bits)
 
 
 def _as_linear(model: nn.Module, path: str) -> None:
@@ -120,25 +154,6 @@ def _as_linear(model: nn.Module, path: str) -> None:
         if before.bias is not None:
             layer.bias.copy_(before.bias)
     replace_module(model, path, layer)
-
-
-def _on_integers(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool, group: int) -> Codes:
-    """A weight's own codes, or those nearest to a dense one: INT4 in groups, INT8 per row where `group` is 0 or does
-    not fit; a `turned` weight lies as [in, out]."""
-    if not isinstance(value, Encoded):
-        weight = value.float().t().contiguous() if turned else value.float()
-        chosen: Int8 | Integer = Int8()
-        if group and weight.shape[1] % group == 0:
-            chosen = Integer(4, group)
-        grid, value = chosen, chosen.encode(weight)
-    if not (isinstance(grid, Int8) or (isinstance(grid, Integer) and grid.symmetric and grid.block % 32 == 0)):
-        raise UserError(
-            f"the export executorch would round {name} twice: it lies on the grid {grid.name if grid else ''} already.",
-            "Type export.executorch.type=fp32, or quantize on a grid of XNNPACK: int8 or a symmetric int4.",
-        )
-    levels, scales = grid.unpack(replace(value, dtype=torch.float32))
-    bits = 8 if isinstance(grid, Int8) else grid.bits_per_code
-    return Codes(levels.to(torch.int8), scales.scale.float().view(len(levels), -1), bits)
 
 
 def _torchao(found: Codes) -> Tensor:

@@ -20,12 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.arch import Shape
+from compress.arch import Shape, adapter_for
 from compress.arch.modules import Fold
 from compress.grids import Grid, level_of, value_of
 from compress.grids.int8 import fake_quantize
+from compress.layerwise import Layers, inputs_and_output
 
 EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+FOLD_TOKENS = 4096
+"""Tokens that the scales of a layer are searched on."""
 SAMPLE = 1024
 """Tokens the exponents are compared on."""
 
@@ -87,6 +90,39 @@ def edges(model: Any, layer: str, folds: Sequence[Fold], shape: Shape, conv1d: b
         source = model.get_submodule(f"{layer}.{fold.source}")
         found.append((f"{layer}.{fold.targets[0]}", Edge(source, targets, heads if fold.heads else None, conv1d)))
     return found
+
+
+def fold_layer(
+    layers: Layers,
+    index: int,
+    hidden: Tensor,
+    grids: Mapping[str, Grid],
+    *,
+    conv1d: bool,
+    smooth: bool,
+    int8_inputs: bool,
+) -> None:
+    """Search and apply the scales of every fold of one layer whose targets all have a grid, in place.
+
+    Args:
+        layers: of the model.
+        index: of the layer.
+        hidden: what it reads, [windows, length, width]; the first of them are used.
+        grids: path of a linear layer -> the grid it will lie on.
+        conv1d: the layer's projections are Conv1D.
+        smooth: SmoothQuant's formula; else AWQ's.
+        int8_inputs: inputs will be rounded to INT8, a scale a token.
+    """
+    architecture = adapter_for(layers.model.config)
+    modules, layer = architecture.modules, architecture.modules.layer(index)
+    found = edges(layers.model, layer, modules.folds, architecture.shape(layers.model.config), conv1d)
+    few = hidden[: max(1, FOLD_TOKENS // hidden.shape[1])]
+    # folding changes no input but by its own scale, so all can be seen before the first is applied
+    inputs, _ = inputs_and_output(layers, index, few, [path for path, _ in found])
+    for (path, edge), fold in zip(found, modules.folds, strict=True):
+        on = {i: grids[f"{layer}.{name}"] for i, name in enumerate(fold.targets) if f"{layer}.{name}" in grids}
+        if len(on) == len(fold.targets):
+            edge.apply(best_scale(edge, torch.cat(inputs[path]).flatten(0, 1), on, smooth, int8_inputs))
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from compress.arch import adapter_for
+from compress.folds import best_scale, edges
 from compress.grids import grid_named
-from compress.quant.fold import best_scale, edges
 from tests.models import FAMILIES, tiny
 
 WITH_BIASES = [*FAMILIES, "llama-biases", "llama-no_gqa", "llama-head_dim", "qwen3-biases", "smollm3-untied"]

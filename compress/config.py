@@ -23,7 +23,7 @@ from compress.export.settings import HFExport
 from compress.prune.search import PruneSearch
 from compress.prune.stage import Compensate, Prune
 from compress.prune.steps import PruneInSteps
-from compress.quant.mixed import Mixed
+from compress.quant.mixed import Mixed, MixedQAT
 from compress.quant.qat import QAT
 from compress.quant.stage import INT8, NF4, OnGrid
 from compress.recover.stage import QLoRA
@@ -46,6 +46,7 @@ STAGES: dict[str, type[Any]] = {
     "quant/grid": OnGrid,
     "quant/mixed": Mixed,
     "quant/qat": QAT,
+    "quant/qat_mixed": MixedQAT,
     "recover/qlora": QLoRA,
 }
 """Group and option -> the stage it makes. A new method is one line here, one dataclass and one YAML."""

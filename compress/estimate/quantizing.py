@@ -61,7 +61,14 @@ def post_training(stage: Any, form: Form, world: World) -> Effect:
 
 
 def mixed(stage: Any, form: Form, world: World) -> Effect:
-    """Sensitivities first: one window with gradients, Gram matrices, one layer on every grid."""
+    """Sensitivities first, then one layer after the other."""
+    choices = _choices(form, _with_most_scales(stage), False)
+    phases = (_measuring(stage, form, world), calibrating(stage, form, world, choices), encoding(form, choices))
+    return Effect(_budgeted(stage, form), phases)
+
+
+def _measuring(stage: Any, form: Form, world: World) -> Phase:
+    """Sensitivities: one window with gradients, Gram matrices, one layer on every grid."""
     n = min(MEASURED_TOKENS, stage.calibration.tokens)
     window = Batch(1, CALIBRATION_WINDOW, world.halves)
     terms = {
@@ -72,38 +79,43 @@ def mixed(stage: Any, form: Form, world: World) -> Effect:
     }
     solved = len(stage.candidates) * _feedback(form)
     walks = 3 * forward(form, n, CALIBRATION_WINDOW) + 3 * head(form, n)
-    grid = max(stage.candidates, key=lambda name: 1 / (block_of_grid(name) or 1 << 20))
-    choices = _choices(form, grid, False)
-    phases = (
-        Phase("measuring sensitivity", terms, form.bytes, walks, _moments(form, n) + solved),
-        calibrating(stage, form, world, choices),
-        encoding(form, choices),
-    )
-    return Effect(_budgeted(stage, form), phases)
+    return Phase("measuring sensitivity", terms, form.bytes, walks, _moments(form, n) + solved)
+
+
+def _with_most_scales(stage: Any) -> str:
+    return max(stage.candidates, key=lambda name: 1 / (block_of_grid(name) or 1 << 20))
 
 
 def qat(stage: Any, form: Form, world: World) -> Effect:
     """Calibrate, train latents, scales and norms against the original, encode."""
-    after = _placed(form, stage.grid, stage)
-    linear, scales = form.count("linear"), _scales(form, stage.grid)
+    return Effect(_placed(form, stage.grid, stage), _learning(stage, form, world, stage.grid), stage.train.tokens)
+
+
+def qat_mixed(stage: Any, form: Form, world: World) -> Effect:
+    """The same, after a grid was chosen for every tensor."""
+    phases = (_measuring(stage, form, world), *_learning(stage, form, world, _with_most_scales(stage)))
+    return Effect(_budgeted(stage, form), phases, stage.train.tokens)
+
+
+def _learning(stage: Any, form: Form, world: World, grid: str) -> tuple[Phase, ...]:
+    linear, scales = form.count("linear"), _scales(form, grid)
     trains = getattr(stage.trains, "value", stage.trains)
     low_rank = replace(form, rank=stage.rank).adapters if trains == "lora" else 0
     trained = scales + form.count("other") + (linear if trains == "weights" else low_rank)
     batch = micro_batch(stage.train, world.bf16)
     # what is no linear layer stays in fp32; latents, factors and the scales they start from
     master = 4 * (form.count() + 2 * scales + low_rank)
-    start = _choices(form, stage.grid, True)
+    start = _choices(form, grid, True)
     terms = training(form, batch, trained, master=master)
     terms["autocast copies"] = (AUTOCAST if batch.bf16 else 4) * linear
     terms |= start
     terms |= {"levels for the backward pass": SAVED_LEVEL * linear, "one layer rounded": 12 * largest_linear(form)}
     held = start | {term: terms[term] for term in ("weights", "gradients", "optimizer state")}
-    phases = (
+    return (
         calibrating(stage, form, world, start),
         Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 3, trained)),
         encoding(form, held),
     )
-    return Effect(after, phases, stage.train.tokens)
 
 
 def calibrating(stage: Any, form: Form, world: World, choices: Mapping[str, int]) -> Phase:

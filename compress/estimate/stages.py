@@ -14,7 +14,7 @@ from compress.data.windows import CALIBRATION_WINDOW
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format
 from compress.estimate.memory import GRADIENT, MASTER, Batch, layer_activations, loaded, training
-from compress.estimate.quantizing import mixed, post_training, qat
+from compress.estimate.quantizing import mixed, post_training, qat, qat_mixed
 from compress.estimate.work import (
     GRAMS_AT_A_TIME,
     Effect,
@@ -229,6 +229,7 @@ STAGES: dict[str, Rule] = {
     "grid": post_training,
     "mixed": mixed,
     "qat": qat,
+    "qat_mixed": qat_mixed,
     "qlora": qlora,
 }
 """Kind of stage -> its rule."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compress.grids import grid_named, value_of
-from compress.quant.encode import Placement, encode_checkpoint, linear_grids, relative_error
+from compress.arch.linears import linear_paths
+from compress.grids import value_of
+from compress.quant.encode import Placement, encode_checkpoint, relative_error
 from compress.quant.fake import GridLinear, GridWeight, put_on_grid
 from compress.quant.inputs import RoundedInputs
 from compress.quant.kept import kept_start
-from compress.quant.qat import QAT, Trains
-from compress.quant.run import Start, outer_grids, solve_layers, with_range
+from compress.quant.qat import LearnedThroughRounding, Trains
+from compress.quant.run import Start, solve_layers, with_range
 from compress.quant.stage import Activations
 from compress.stage import NF4_WEIGHTS, Context, Metrics
 from compress.train.fit import fit
@@ -23,15 +24,12 @@ if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
 
 
-def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpoint, Metrics]:
+def learn(checkpoint: Checkpoint, stage: LearnedThroughRounding, context: Context) -> tuple[Checkpoint, Metrics]:
     """Quantize as `stage` says."""
     windows = windows_for(stage.train, context)
-    grids = linear_grids(checkpoint.config, grid_named(stage.grid))
-    outer = outer_grids(checkpoint, grid_named(stage.embedding)) if stage.embedding else {}
-    all_grids = {**grids, **outer}
-    start = kept_start(
-        context.scratch, all_grids, lambda: solve_layers(checkpoint, all_grids, stage, context, goals=True)
-    )
+    grids, chosen = stage.placement(checkpoint, context)
+    outer = grids.keys() - set(linear_paths(checkpoint.config))
+    start = kept_start(context.scratch, grids, lambda: solve_layers(checkpoint, grids, stage, context, goals=True))
     student = load_student(checkpoint, context).requires_grad_(False)
     student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
     encoded = start.encoded(outer)
@@ -49,18 +47,20 @@ def learn(checkpoint: Checkpoint, stage: QAT, context: Context) -> tuple[Checkpo
         if path in start.plain:
             start.weight_errors[path] = relative_error(start.plain.pop(path), weight.grid.decode(packed))
     placement = Placement(
-        grids=all_grids,
+        grids=grids,
         activations=None if stage.activations is Activations.none else stage.activations.value,
         solved=encoded,
         dense=trained_beside(student, start.folded),
         errors=start.weight_errors,
     )
-    traits = frozenset({NF4_WEIGHTS} if stage.grid.startswith(("nf4", "fp4")) and not outer else ())
+    on_tables = {grid.name for grid in grids.values()}
+    plain = len(on_tables) == 1 and on_tables.pop().startswith(("nf4", "fp4")) and not outer
+    traits = frozenset({NF4_WEIGHTS} if plain else ())
     quantized, metrics = encode_checkpoint(checkpoint, placement, traits, context)
-    return quantized, metrics | start.details | fitted.metrics()
+    return quantized, metrics | start.details | chosen | fitted.metrics()
 
 
-def trainable(student: nn.Module, path: str, start: Start, stage: QAT) -> GridWeight:
+def trainable(student: nn.Module, path: str, start: Start, stage: LearnedThroughRounding) -> GridWeight:
     """The weight at `path` on its calibrated codes, ready to train."""
     device = next(student.parameters()).device
     # taken out of the start: the latents hold both from now on
@@ -71,7 +71,7 @@ def trainable(student: nn.Module, path: str, start: Start, stage: QAT) -> GridWe
     return weight
 
 
-def choose_what_trains(student: nn.Module, stage: QAT) -> None:
+def choose_what_trains(student: nn.Module, stage: LearnedThroughRounding) -> None:
     """Set requires_grad and rates: latents (or their low-rank change), scales, norms and biases of the layers."""
     for module in student.modules():
         if isinstance(module, GridLinear):

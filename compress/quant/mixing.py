@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from compress.stage import Context, Metrics
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
-    from compress.quant.mixed import Mixed
+    from compress.quant.mixed import Mixed, MixedQAT
 
 MEASURED_TOKENS = 4096
 """Of the calibration text, that sensitivity is measured on."""
@@ -36,11 +37,35 @@ ENTRY_BYTES = 120
 """At most, of one tensor in a safetensors header besides its name."""
 FILE_BYTES = 64
 """Of a safetensors file besides its tensors and their entries."""
+KEPT = "allocation.json"
 Losses = dict[str, dict[str, float]]
 
 
 def mixed(checkpoint: Checkpoint, stage: Mixed, context: Context) -> tuple[Checkpoint, Metrics]:
     """Quantize as `stage` says."""
+    grids, allocation = allocated(checkpoint, stage, context)
+    start = solve_layers(checkpoint, grids, stage, context)
+    quantized, metrics = encode_checkpoint(checkpoint, Placement(grids, None, start.encoded()), frozenset(), context)
+    return quantized, metrics | start.details | allocation
+
+
+def allocated(checkpoint: Checkpoint, stage: Mixed | MixedQAT, context: Context) -> tuple[dict[str, Grid], Metrics]:
+    """Module path -> grid within the stage's budget, and what was measured for it.
+
+    It is kept in the stage's scratch folder: a killed run does not measure again.
+    """
+    kept = context.scratch / KEPT
+    if kept.exists():
+        allocation: Metrics = json.loads(kept.read_text())
+    else:
+        allocation = _allocation(checkpoint, stage, context)
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(allocation))
+        part.replace(kept)
+    return {path: grid_named(choice["grid"]) for path, choice in allocation["chosen"].items()}, allocation
+
+
+def _allocation(checkpoint: Checkpoint, stage: Mixed | MixedQAT, context: Context) -> Metrics:
     sizes = Sizes.of(checkpoint, stage)
     sizes.check(stage)
     losses = sensitivities(checkpoint, sizes, stage, context)
@@ -50,15 +75,11 @@ def mixed(checkpoint: Checkpoint, stage: Mixed, context: Context) -> tuple[Check
     }
     found = allocate(choices, sizes.budget(stage))
     assert found is not None  # else refused above
-    grids = {path: grid_named(choice.grid) for path, choice in found.items()}
-    start = solve_layers(checkpoint, grids, stage, context)
-    quantized, metrics = encode_checkpoint(checkpoint, Placement(grids, None, start.encoded()), frozenset(), context)
-    allocation: Metrics = {
+    return {
         "sensitivity": losses,
         "chosen": {path: {"grid": choice.grid, "loss": choice.loss} for path, choice in sorted(found.items())},
         "predicted_kl": sum(choice.loss for choice in found.values()),
     }
-    return quantized, metrics | start.details | allocation
 
 
 @dataclass
@@ -76,7 +97,7 @@ class Sizes:
     """Bytes of what stays dense, and of its names in the file."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, stage: Mixed) -> Sizes:
+    def of(cls, checkpoint: Checkpoint, stage: Mixed | MixedQAT) -> Sizes:
         """Read from the headers; no weight is read."""
         architecture = adapter_for(checkpoint.config)
         linears = set(linear_paths(checkpoint.config))
@@ -118,12 +139,12 @@ class Sizes:
         if (label, shape) not in self.code_bytes:
             self.code_bytes[label, shape] = grid.encode(torch.zeros(shape)).bytes()
 
-    def cost(self, path: str, label: str, stage: Mixed) -> int:
+    def cost(self, path: str, label: str, stage: Mixed | MixedQAT) -> int:
         """Bytes that count against the budget."""
         names = 0 if stage.megabytes is None else self.entry_bytes[path, label]
         return self.code_bytes[label, self.shapes[path]] + names
 
-    def budget(self, stage: Mixed) -> int:
+    def budget(self, stage: Mixed | MixedQAT) -> int:
         """Bytes for the tensors on grids."""
         if stage.megabytes is not None:
             return int(stage.megabytes * 1e6) - self.rest
@@ -132,7 +153,7 @@ class Sizes:
     def _weights(self) -> int:
         return sum(rows * columns for rows, columns in self.shapes.values())
 
-    def check(self, stage: Mixed) -> None:
+    def check(self, stage: Mixed | MixedQAT) -> None:
         """Refuse a budget that even the smallest grids do not keep to, before anything is measured."""
         least = smallest(
             {p: [Choice(name, self.cost(p, name, stage), 0.0) for name in grids] for p, grids in self.grids.items()}
@@ -164,7 +185,7 @@ def _width(dtype: str) -> int:
     return int(digits[0]) // 8 if digits else 1
 
 
-def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Mixed, context: Context) -> Losses:
+def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Mixed | MixedQAT, context: Context) -> Losses:
     """What every tensor loses on every grid that it fits, in nats of KL per token."""
     linears = [path for path in linear_paths(checkpoint.config) if path in sizes.grids]
     tokens = min(MEASURED_TOKENS, stage.calibration.tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, Optional
@@ -16,6 +17,7 @@ from compress.train.settings import Training
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
+    from compress.grids import Grid
 
 
 class Trains(str, Enum):
@@ -30,21 +32,17 @@ class Trains(str, Enum):
 
 
 @dataclass
-class QAT:
-    """Calibrates, trains through the rounding against the original, and encodes on that grid.
+class LearnedThroughRounding(ABC):
+    """Calibrates, trains through the rounding against the original, and encodes on the grids trained on.
 
     LLM-QAT (arXiv 2305.17888) with the latents, scales and start of `compress.quant.fake`. `train.rate` is that of the
     weights in units of the distance between levels.
     """
 
-    grid: str = "nf4"
-    """Of the linear layers, by name."""
     embedding: Optional[str] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
     """Grid of embedding and head; they are put on it first, and the layers train around them."""
-    activations: Activations = Activations.none
     algorithm: Algorithm = Algorithm.gptq
     """Where training starts."""
-    scaling: Scaling = Scaling.none
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     trains: Trains = Trains.weights
     rank: int = 32
@@ -56,32 +54,57 @@ class QAT:
     train: Training = field(default_factory=Training)
     loss: Logits = field(default_factory=Logits)
 
-    kind: ClassVar[str] = "qat"
     version: ClassVar[int] = 8
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
+    activations: ClassVar[Activations] = Activations.none
+    scaling: ClassVar[Scaling] = Scaling.none
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"quant.rank={self.rank} must be at least 1.")
-        if self.activations is not Activations.none and self.grid != "int8":
-            raise UserError(
-                f"quant.activations={self.activations.value} is for grid=int8: layers on {self.grid} run with their "
-                "inputs as they are.",
-                "Leave it at none, or take +pipeline=qat_int8.",
-            )
         for name in ("scale_rate", "norm_rate"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(
                     f"quant.{name}={getattr(self, name)} must not be negative, and a number; 0 holds them still."
                 )
-
         if self.trains is Trains.scales and not self.scale_rate and not self.norm_rate:
             raise UserError(
                 "quant.trains=scales with quant.scale_rate=0 and quant.norm_rate=0 trains nothing.",
                 "Leave one of the rates as it is, or take +pipeline=nf4_gptq or another that calibrates only.",
+            )
+
+    @abstractmethod
+    def placement(self, checkpoint: Checkpoint, context: Context) -> tuple[dict[str, Grid], Metrics]:
+        """Module path -> grid of every weight on one, and what was measured to choose it."""
+
+    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
+        """Calibrate, train, write."""
+        from compress.quant.learn import learn
+
+        return learn(checkpoint, self, context)
+
+
+@dataclass
+class QAT(LearnedThroughRounding):
+    """All linear layers on one grid."""
+
+    grid: str = "nf4"
+    """Of the linear layers, by name."""
+    activations: Activations = Activations.none  # type: ignore[misc]
+    scaling: Scaling = Scaling.none  # type: ignore[misc]
+
+    kind: ClassVar[str] = "qat"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activations is not Activations.none and self.grid != "int8":
+            raise UserError(
+                f"quant.activations={self.activations.value} is for grid=int8: layers on {self.grid} run with their "
+                "inputs as they are.",
+                "Leave it at none, or take +pipeline=qat_int8.",
             )
 
     @property
@@ -93,8 +116,12 @@ class QAT:
         """Refuse grids that do not exist, before anything is computed."""
         check_grids(self.grid, self.embedding)
 
-    def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
-        """Calibrate, train, write."""
-        from compress.quant.learn import learn
+    def placement(self, checkpoint: Checkpoint, context: Context) -> tuple[dict[str, Grid], Metrics]:
+        """The same grid for all."""
+        from compress.grids import grid_named
+        from compress.quant.encode import linear_grids
+        from compress.quant.run import outer_grids
 
-        return learn(checkpoint, self, context)
+        del context
+        grids = linear_grids(checkpoint.config, grid_named(self.grid))
+        return grids | (outer_grids(checkpoint, grid_named(self.embedding)) if self.embedding else {}), {}

@@ -26,7 +26,7 @@ from compress.stage import NF4_WEIGHTS, Advance, Context, Metrics, Progress
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
-    from compress.quant.qat import QAT
+    from compress.quant.qat import LearnedThroughRounding
 
 
 def post_training(checkpoint: Checkpoint, stage: OneGrid, context: Context) -> tuple[Checkpoint, Metrics]:
@@ -43,7 +43,7 @@ def post_training(checkpoint: Checkpoint, stage: OneGrid, context: Context) -> t
     return quantized, metrics | start.details
 
 
-def calibration_of(stage: PostTraining | QAT) -> Calibration:
+def calibration_of(stage: PostTraining | LearnedThroughRounding) -> Calibration:
     """The stage's fields as the walk reads them."""
     given = stage.calibration
     return Calibration(
@@ -85,7 +85,11 @@ class Start:
 
 
 def solve_layers(
-    checkpoint: Checkpoint, grids: Mapping[str, Grid], stage: PostTraining | QAT, context: Context, goals: bool = False
+    checkpoint: Checkpoint,
+    grids: Mapping[str, Grid],
+    stage: PostTraining | LearnedThroughRounding,
+    context: Context,
+    goals: bool = False,
 ) -> Start:
     """Choose the codes of all weights on calibration text, layer by layer; `goals` keeps what the linear ones aim at.
 

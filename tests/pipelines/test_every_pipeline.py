@@ -23,7 +23,7 @@ METRICS = {"ppl", "kl_to_teacher", "top1_agreement"}
 ARTIFACT_KEYS = {"format", "path", "bytes", "sha256", "verified", "max_kl"}
 
 BESIDE = dict.fromkeys(("int8", "int8_smooth", "qat_int8", "int4_gptq", "int4_awq"), "compressed_tensors")
-BESIDE |= dict.fromkeys(("q4_0_gptq", "qat_q4_0", "mixed"), "gguf")
+BESIDE |= dict.fromkeys(("q4_0_gptq", "qat_q4_0", "mixed", "qat_mixed"), "gguf")
 """What a preset delivers besides the Hugging Face folder."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from compress.arch.linears import linear_paths
 from compress.errors import UserError
 from compress.grids import grid_named
 from compress.quant.calibrated import weight_of
-from compress.quant.mixed import Mixed
+from compress.quant.mixed import Mixed, MixedQAT
 from compress.quant.sensitivity import error_of, loss_of, losses_of_outer, slopes
 from compress.quant.stage import Scaling
 from tests.models import save, tiny
@@ -81,9 +82,9 @@ def test_predicts_what_the_embedding_costs(name: str) -> None:
     assert 0.5 < predicted / divergence(model, reference) < 2.0
 
 
-def run(model: Path, text: Path, output: Path, *more: str) -> dict:
+def run(model: Path, text: Path, output: Path, *more: str, pipeline: str = "mixed") -> dict:
     quick = ["evaluate.speed=false", "evaluate.prompts=[]", "stages.quant.calibration.tokens=2048"]
-    return compress.run(tiny_run("mixed", model, text, output, *quick, "stages.quant.calibration.length=64", *more))
+    return compress.run(tiny_run(pipeline, model, text, output, *quick, "stages.quant.calibration.length=64", *more))
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,36 @@ def test_mixed_predicts_less_than_any_uniform_choice(wide: Path, text_file: Path
     assert predicted[0] < predicted[1] and kl[0] < kl[1], (predicted, kl)
 
 
+def test_training_keeps_to_the_chosen_grids_and_loses_less(
+    wide: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    calibrated = run(wide, text_file, tmp_path / "a", "stages.quant.bits=4.9")
+    training = ["train.tokens=64000", "train.length=64", "train.batch=16", "train.precision=fp32"]
+    training += ["stages.quant.train.rate=1e-2"]
+    trained = run(wide, text_file, tmp_path / "b", "stages.quant.bits=4.9", *training, pipeline="qat_mixed")
+    before, after = (report["stages"][-1] for report in (calibrated, trained))
+    assert before["details"]["chosen"] == after["details"]["chosen"]
+    assert after["details"]["grids"] == before["details"]["grids"] and after["bytes"] == before["bytes"]
+    assert after["metrics"]["kl_to_teacher"] < 0.9 * before["metrics"]["kl_to_teacher"]
+    assert all(artifact["verified"] for artifact in trained["artifacts"])
+
+
+def test_an_allocation_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed afterwards finds it in the stage's scratch folder."""
+    from compress.quant import mixing
+
+    asked = []
+
+    def measured(*_: object) -> dict:
+        asked.append(1)
+        return {"chosen": {"a": {"grid": "q5_0", "loss": 0.1 + 0.2}}, "sensitivity": {}, "predicted_kl": 1 / 3}
+
+    monkeypatch.setattr(mixing, "_allocation", measured)
+    context = SimpleNamespace(scratch=tmp_path)
+    found = [mixing.allocated(None, MixedQAT(), context) for _ in range(2)]
+    assert found[0] == found[1] and found[0][0] == {"a": grid_named("q5_0")} and len(asked) == 1
+
+
 @pytest.mark.parametrize("budget", ["bits=3", "megabytes=0.2"])
 def test_an_impossible_budget_is_refused_with_the_least_possible(
     budget: str, wide: Path, text_file: Path, tmp_path: Path, cache: Path
@@ -144,7 +175,11 @@ def test_settings_are_checked() -> None:
     for wrong in ({"bits": 0.0}, {"megabytes": -1.0}, {"candidates": []}, {"scaling": Scaling.awq}):
         with pytest.raises(UserError):
             Mixed(**wrong)
-    with pytest.raises(UserError, match="no grid 'q3_k'"):
-        Mixed(candidates=["q4_0", "q3_k"]).check(None)
-    with pytest.raises(UserError, match="no grid 'q9'"):
-        Mixed(embedding="q9").check(None)
+    for kind in (Mixed, MixedQAT):
+        with pytest.raises(UserError, match="no grid 'q3_k'"):
+            kind(candidates=["q4_0", "q3_k"]).check(None)
+        with pytest.raises(UserError, match="no grid 'q9'"):
+            kind(embedding="q9").check(None)
+    for wrong in ({"bits": 0.0}, {"rank": 0}, {"norm_rate": -1.0}):
+        with pytest.raises(UserError):
+            MixedQAT(**wrong)

@@ -26,6 +26,7 @@ from compress.quant.stage import Algorithm
 from compress.runtime.encoded import own_layout
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
+from compress.store import write_atomically
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -59,9 +60,7 @@ def allocated(checkpoint: Checkpoint, stage: Mixed | MixedQAT, context: Context)
         allocation: Metrics = json.loads(kept.read_text())
     else:
         allocation = _allocation(checkpoint, stage, context)
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps(allocation))
-        part.replace(kept)
+        write_atomically(kept, json.dumps(allocation))
     return {path: grid_named(choice["grid"]) for path, choice in allocation["chosen"].items()}, allocation
 
 

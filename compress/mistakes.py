@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import traceback
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from compress.config import Config, listing, pipelines
@@ -132,12 +133,8 @@ def _config_message(chain: list[BaseException]) -> tuple[str, str]:
         near = difflib.get_close_matches(match[1], [*GROUPS, *Config.__dataclass_fields__], n=1)
         meant = near[0] if near else match[1]
         return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
-    if match := re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'", all_text):
-        meant = MEANT.get(match[2], "")
-        return (
-            f"there is no setting {match[1]!r} in {match[2]}.",
-            f"{meant}The same command with --help shows all settings.",
-        )
+    if (unknown := _no_such_setting(chain)) is not None:
+        return unknown
     return _first_line(
         "\n".join(map(str, chain[:2]))
     ) + ".", "See 'python -m compress --help' for the settings, or 'python -m compress' for the pipelines."
@@ -180,6 +177,21 @@ def _no_such_part(text: str, all_text: str) -> tuple[str, str] | None:
         "'python -m compress' lists the pipelines and what they do; the same command with --help shows the stages of "
         f"this one. To add one: +GROUP@stages.{name}=NAME, with a GROUP of prune, distill, quant or recover.",
     )
+
+
+def _no_such_setting(chain: list[BaseException]) -> tuple[str, str] | None:
+    """For a field that the object it was set in does not have."""
+    for cause in chain:
+        match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'\s+full_key: (\S+)", str(cause))
+        if match is None:
+            continue
+        name, kind, place = match[1], match[2], match[3].rpartition(".")[0]
+        of = getattr(cause, "object_type", None)
+        near = difflib.get_close_matches(name, [f.name for f in fields(of)] if is_dataclass(of) else [], n=1)
+        meant = f"Did you mean {near[0]}? " if near else MEANT.get(kind, "")
+        where = f" in {place}" if place else ""
+        return f"there is no setting {name!r}{where}.", f"{meant}The same command with --help shows all settings."
+    return None
 
 
 def _first_line(text: str) -> str:

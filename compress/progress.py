@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ log = logging.getLogger("compress")
 
 SILENCE = 30.0
 """Seconds after which a log file hears how far a long step is."""
+STILL = 120.0
+"""And after which it hears that a step is still at work which cannot say how far it is."""
 
 
 class Terminal:
@@ -55,7 +58,9 @@ class Terminal:
             if self.bars:
                 yield lambda units: progress.advance(task, units)
             else:
-                yield Lines(label, total, self.console.print)
+                lines = Lines(label, total, self.console.print)
+                with lines.heard_of():
+                    yield lines
         seconds = time.monotonic() - begin
         log.info("%s: %.1f s", label, seconds)
         if seconds >= 2:
@@ -93,3 +98,26 @@ class Lines:
             self.last = now
             left = (now - self.begin) / new * (self.total - self.done)
             self.show(f"  {self.label}: {self.done:.0f} of {self.total:.0f}, {left:.0f} s left")
+
+    @contextmanager
+    def heard_of(self) -> Iterator[None]:
+        """While it is open, a step that says nothing for long is said to be at work still, by a thread."""
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watch.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(STILL / 10):
+            self.still()
+
+    def still(self) -> None:
+        """Say so, where nothing was said for long."""
+        now = time.monotonic()
+        if now - self.last >= STILL:
+            self.last = now
+            self.show(f"  {self.label}: at work since {now - self.begin:.0f} s")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from compress import progress
-from compress.progress import SILENCE, Lines, Terminal
+from compress.progress import SILENCE, STILL, Lines, Terminal
 
 
 @pytest.fixture
@@ -27,6 +29,24 @@ def test_lines_come_now_and_then_with_the_time_left(clock: list[float]) -> None:
     clock[0] += 2 * SILENCE
     advance(10)  # done: the bar's own line says so
     assert len(said) == 5
+
+
+def test_a_step_that_cannot_say_how_far_it_is_says_that_it_is_at_work(clock: list[float]) -> None:
+    said: list[str] = []
+    lines = Lines("writing executorch", 1, said.append)
+    for _ in range(10):
+        clock[0] += 0.3 * STILL
+        lines.still()
+    assert said == [f"  writing executorch: at work since {n * 0.3 * STILL:.0f} s" for n in (4, 8)]
+
+
+def test_a_silent_step_is_heard_of_from_beside(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "STILL", 0.05)
+    with Terminal(bars=False).bar("writing executorch", 1):
+        time.sleep(0.5)
+    assert "  writing executorch: at work since 0 s\n" in capsys.readouterr().err
 
 
 def test_short_steps_say_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Optional
 
 from compress.errors import UserError
-from compress.grid_names import check_grids
 from compress.quant.qat import LearnedThroughRounding
-from compress.quant.stage import Algorithm, PostTraining, Scaling
+from compress.quant.stage import Algorithm, PostTraining, Quantizing, Scaling
 from compress.stage import TEXT, Context, Metrics
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ DEFAULT = ("q4_0", "q5_0", "q5_1", "q8_0")
 
 
 @dataclass
-class Budget:
+class Budget(Quantizing):
     """What may be spent on the grids of all tensors, and which there are."""
 
     bits: float = 5.0
@@ -38,9 +37,14 @@ class Budget:
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"quant.{name}={value} must be above zero, and a number.")
 
+    @property
+    def grid_names(self) -> tuple[str, ...]:
+        """All there is to choose from."""
+        return tuple(self.candidates)
+
 
 @dataclass
-class Mixed(Budget, PostTraining):
+class Mixed(PostTraining, Budget):
     """Measures what every linear layer and the embedding lose on every grid, spends the budget by integer programming
     (`compress.quant.allocation`), then quantizes with calibration as the other stages do."""
 
@@ -61,10 +65,6 @@ class Mixed(Budget, PostTraining):
         """Sensitivity is measured on text, whatever the algorithm."""
         return frozenset({TEXT})
 
-    def check(self, config: object) -> None:
-        """Refuse grids that do not exist, before anything is computed."""
-        check_grids(*self.candidates, self.embedding)
-
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Measure, allocate, calibrate, write."""
         from compress.quant.mixing import mixed
@@ -73,7 +73,7 @@ class Mixed(Budget, PostTraining):
 
 
 @dataclass
-class MixedQAT(Budget, LearnedThroughRounding):
+class MixedQAT(LearnedThroughRounding, Budget):
     """The same allocation, then calibrated and trained through the rounding of every tensor's own grid."""
 
     kind: ClassVar[str] = "qat_mixed"
@@ -81,10 +81,6 @@ class MixedQAT(Budget, LearnedThroughRounding):
     def __post_init__(self) -> None:
         Budget.__post_init__(self)
         LearnedThroughRounding.__post_init__(self)
-
-    def check(self, config: object) -> None:
-        """Refuse grids that do not exist, before anything is computed."""
-        check_grids(*self.candidates, self.embedding)
 
     def placement(self, checkpoint: Checkpoint, context: Context) -> tuple[dict[str, Grid], Metrics]:
         """What every tensor's share of the budget is best spent on."""

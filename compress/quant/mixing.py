@@ -30,7 +30,7 @@ from compress.store import write_atomically
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
-    from compress.quant.mixed import Mixed, MixedQAT
+    from compress.quant.mixed import Budget, Mixed
 
 MEASURED_TOKENS = 4096
 """Of the calibration text, that sensitivity is measured on."""
@@ -50,7 +50,7 @@ def mixed(checkpoint: Checkpoint, stage: Mixed, context: Context) -> tuple[Check
     return quantized, metrics | start.details | allocation
 
 
-def allocated(checkpoint: Checkpoint, stage: Mixed | MixedQAT, context: Context) -> tuple[dict[str, Grid], Metrics]:
+def allocated(checkpoint: Checkpoint, stage: Budget, context: Context) -> tuple[dict[str, Grid], Metrics]:
     """Module path -> grid within the stage's budget, and what was measured for it.
 
     It is kept in the stage's scratch folder: a killed run does not measure again.
@@ -64,7 +64,7 @@ def allocated(checkpoint: Checkpoint, stage: Mixed | MixedQAT, context: Context)
     return {path: grid_named(choice["grid"]) for path, choice in allocation["chosen"].items()}, allocation
 
 
-def _allocation(checkpoint: Checkpoint, stage: Mixed | MixedQAT, context: Context) -> Metrics:
+def _allocation(checkpoint: Checkpoint, stage: Budget, context: Context) -> Metrics:
     sizes = Sizes.of(checkpoint, stage)
     sizes.check(stage)
     losses = sensitivities(checkpoint, sizes, stage, context)
@@ -96,7 +96,7 @@ class Sizes:
     """Bytes of what stays dense, and of its names in the file."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, stage: Mixed | MixedQAT) -> Sizes:
+    def of(cls, checkpoint: Checkpoint, stage: Budget) -> Sizes:
         """Read from the headers; no weight is read."""
         architecture = adapter_for(checkpoint.config)
         linears = set(linear_paths(checkpoint.config))
@@ -138,12 +138,12 @@ class Sizes:
         if (label, shape) not in self.code_bytes:
             self.code_bytes[label, shape] = grid.encode(torch.zeros(shape)).bytes()
 
-    def cost(self, path: str, label: str, stage: Mixed | MixedQAT) -> int:
+    def cost(self, path: str, label: str, stage: Budget) -> int:
         """Bytes that count against the budget."""
         names = 0 if stage.megabytes is None else self.entry_bytes[path, label]
         return self.code_bytes[label, self.shapes[path]] + names
 
-    def budget(self, stage: Mixed | MixedQAT) -> int:
+    def budget(self, stage: Budget) -> int:
         """Bytes for the tensors on grids."""
         if stage.megabytes is not None:
             return int(stage.megabytes * 1e6) - self.rest
@@ -152,7 +152,7 @@ class Sizes:
     def _weights(self) -> int:
         return sum(rows * columns for rows, columns in self.shapes.values())
 
-    def check(self, stage: Mixed | MixedQAT) -> None:
+    def check(self, stage: Budget) -> None:
         """Refuse a budget that even the smallest grids do not keep to, before anything is measured."""
         least = smallest(
             {p: [Choice(name, self.cost(p, name, stage), 0.0) for name in grids] for p, grids in self.grids.items()}
@@ -184,7 +184,7 @@ def _width(dtype: str) -> int:
     return int(digits[0]) // 8 if digits else 1
 
 
-def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Mixed | MixedQAT, context: Context) -> Losses:
+def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Budget, context: Context) -> Losses:
     """What every tensor loses on every grid that it fits, in nats of KL per token."""
     linears = [path for path in linear_paths(checkpoint.config) if path in sizes.grids]
     tokens = min(MEASURED_TOKENS, stage.calibration.tokens)

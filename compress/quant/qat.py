@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Optional
+from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
-from compress.grid_names import check_grids
 from compress.losses.logits import Logits
-from compress.quant.stage import Activations, Algorithm, CalibrationSettings, Scaling
-from compress.stage import DENSE, QUANTIZED, TEACHER, TEXT, Context, Metrics
+from compress.quant.stage import Activations, Algorithm, Quantizing, Scaling
+from compress.stage import QUANTIZED, TEACHER, TEXT, Context, Metrics
 from compress.train.settings import Training
 
 if TYPE_CHECKING:
@@ -32,18 +31,15 @@ class Trains(str, Enum):
 
 
 @dataclass
-class LearnedThroughRounding(ABC):
+class LearnedThroughRounding(Quantizing):
     """Calibrates, trains through the rounding against the original, and encodes on the grids trained on.
 
     LLM-QAT (arXiv 2305.17888) with the latents, scales and start of `compress.quant.fake`. `train.rate` is that of the
     weights in units of the distance between levels.
     """
 
-    embedding: Optional[str] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
-    """Grid of embedding and head; they are put on it first, and the layers train around them."""
     algorithm: Algorithm = Algorithm.gptq
-    """Where training starts."""
-    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    """Where training starts. An embedding on a grid is put there first, and the layers train around it."""
     trains: Trains = Trains.weights
     rank: int = 32
     """Of the change, for trains=lora."""
@@ -54,13 +50,8 @@ class LearnedThroughRounding(ABC):
     train: Training = field(default_factory=Training)
     loss: Logits = field(default_factory=Logits)
 
-    version: ClassVar[int] = 8
-    needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
-    takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
-    activations: ClassVar[Activations] = Activations.none
-    scaling: ClassVar[Scaling] = Scaling.none
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -112,9 +103,10 @@ class QAT(LearnedThroughRounding):
         """Of the linear layers."""
         return self.grid
 
-    def check(self, config: object) -> None:
-        """Refuse grids that do not exist, before anything is computed."""
-        check_grids(self.grid, self.embedding)
+    @property
+    def grid_names(self) -> tuple[str, ...]:
+        """The one."""
+        return (self.grid,)
 
     def placement(self, checkpoint: Checkpoint, context: Context) -> tuple[dict[str, Grid], Metrics]:
         """The same grid for all."""

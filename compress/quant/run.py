@@ -19,14 +19,13 @@ from compress.quant.calibrated import calibrate, weight_of
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.outer import put_outer_on_grids
 from compress.quant.solve import Calibration, Solved
-from compress.quant.stage import Activations, OneGrid, PostTraining, Scaling
+from compress.quant.stage import Activations, OneGrid, PostTraining, Quantizing, Scaling
 from compress.runtime.encoded import INPUT_ABSMAX
 from compress.runtime.loading import load_model
 from compress.stage import NF4_WEIGHTS, Advance, Context, Metrics, Progress
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
-    from compress.quant.qat import LearnedThroughRounding
 
 
 def post_training(checkpoint: Checkpoint, stage: OneGrid, context: Context) -> tuple[Checkpoint, Metrics]:
@@ -43,7 +42,7 @@ def post_training(checkpoint: Checkpoint, stage: OneGrid, context: Context) -> t
     return quantized, metrics | start.details
 
 
-def calibration_of(stage: PostTraining | LearnedThroughRounding) -> Calibration:
+def calibration_of(stage: Quantizing) -> Calibration:
     """The stage's fields as the walk reads them."""
     given = stage.calibration
     return Calibration(
@@ -87,7 +86,7 @@ class Start:
 def solve_layers(
     checkpoint: Checkpoint,
     grids: Mapping[str, Grid],
-    stage: PostTraining | LearnedThroughRounding,
+    stage: Quantizing,
     context: Context,
     goals: bool = False,
 ) -> Start:

@@ -99,21 +99,37 @@ class CalibrationSettings:
 
 
 @dataclass
-class PostTraining:
-    """What all post-training stages share."""
+class Quantizing(ABC):
+    """What all stages that put weights on grids share."""
 
-    algorithm: Algorithm = Algorithm.rtn
-    """rtn, search or gptq."""
-    scaling: Scaling = Scaling.none
-    """none, awq or smooth."""
     embedding: Optional[str] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
     """Grid of the embedding, and of the head (one tensor where they are tied); by default they stay dense."""
+    algorithm: Algorithm = Algorithm.rtn
+    """rtn, search or gptq."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
     version: ClassVar[int] = 8
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
+    scaling: ClassVar[Scaling] = Scaling.none
     activations: ClassVar[Activations] = Activations.none
+
+    @property
+    @abstractmethod
+    def grid_names(self) -> tuple[str, ...]:
+        """Those that the linear layers may lie on, of `compress.grid_names`."""
+
+    def check(self, config: object) -> None:
+        """Refuse grids that do not exist, before anything is computed."""
+        check_grids(*self.grid_names, self.embedding)
+
+
+@dataclass
+class PostTraining(Quantizing):
+    """Without training: what `algorithm` finds."""
+
+    scaling: Scaling = Scaling.none  # type: ignore[misc]
+    """none, awq or smooth."""
 
     @property
     def gives(self) -> frozenset[str]:
@@ -129,7 +145,7 @@ class PostTraining:
 
 
 @dataclass
-class OneGrid(PostTraining, ABC):
+class OneGrid(PostTraining):
     """All linear layers on one grid."""
 
     @property
@@ -137,9 +153,10 @@ class OneGrid(PostTraining, ABC):
     def grid_name(self) -> str:
         """Of `compress.grid_names`."""
 
-    def check(self, config: object) -> None:
-        """Refuse grids that do not exist, before anything is computed."""
-        check_grids(self.grid_name, self.embedding)
+    @property
+    def grid_names(self) -> tuple[str, ...]:
+        """The one."""
+        return (self.grid_name,)
 
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Choose codes, then write them tensor by tensor."""

@@ -136,12 +136,13 @@ def _add(sums: dict[str, Slope], path: str, inputs: Tensor, gradient: Tensor) ->
     """Count one window's inputs (features, or tokens) and gradients, [1, length, ...]."""
     g = gradient[0, SINK_TOKENS:].detach().float()
     x = inputs[0].detach()
-    first = x[:SINK_TOKENS].float() if x.is_floating_point() else x[:SINK_TOKENS].long()
+    # copies: a part of a tensor would keep the whole of it, of every layer and window
+    first = x[:SINK_TOKENS].to(torch.float32 if x.is_floating_point() else torch.long, copy=True)
     found = Slope(
         g.square().sum(0),
         g.sum(0).square(),
         x[SINK_TOKENS:].float().sum(0),
-        [(first, gradient[0, :SINK_TOKENS].detach().float())],
+        [(first, gradient[0, :SINK_TOKENS].detach().to(torch.float32, copy=True))],
     )
     if path in sums:
         before = sums[path]

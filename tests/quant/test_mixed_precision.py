@@ -71,6 +71,15 @@ def test_predicts_what_each_tensor_costs(name: str) -> None:
     assert float(order) > 0.8, order
 
 
+def test_of_a_window_only_the_first_positions_are_kept() -> None:
+    """A part of a tensor keeps the whole of it: inputs and gradients of every layer, for all windows, in fp32."""
+    model = gentle("llama")
+    found = slopes(model, WINDOWS, linear_paths(model.config), 0, lambda _: None)
+    for path, slope in found.modules.items():
+        for kept in (part for pair in slope.first for part in pair):
+            assert kept.untyped_storage().nbytes() == kept.nbytes, path
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
 def test_predicts_what_the_embedding_costs(name: str) -> None:
     model, reference = gentle(name), gentle(name)

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.data.windows import CALIBRATION_WINDOW, joined_windows, readable, spread_windows
-from compress.runtime.loading import load_model
 from compress.train.module import last_hidden
 
 if TYPE_CHECKING:
-    from compress.checkpoint import Checkpoint
     from compress.stage import Advance, Context
 
 SETTING = "the calibration window"
@@ -76,24 +74,29 @@ def _showing(observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], 
     return hook
 
 
-def input_grams(checkpoint: Checkpoint, widths: dict[str, int], context: Context, tokens: int) -> Iterator[Grams]:
+def input_grams(model: Any, widths: dict[str, int], context: Context, tokens: int) -> Iterator[Grams]:
     """Second moments x^T x / n [in, in] of the inputs of linear layers, as many at a time as fit in `GRAM_BYTES`.
 
     Args:
-        checkpoint: the model that is run.
+        model: is run.
         widths: path of a linear layer -> number of its inputs.
         context: of the stage.
         tokens: calibration tokens.
+
+    Yields:
+        Path -> matrix, emptied when the next are asked for.
     """
     windows = calibration_windows(context, tokens)
-    model = load_model(checkpoint.folder, device=context.fabric.device)
     parts = in_parts(widths)
     with context.progress.bar("measuring inputs", len(windows) * len(parts)) as advance:
         for part in parts:
             sums = {path: torch.zeros(widths[path], widths[path], device=context.fabric.device) for path in part}
             walk(model, windows, {path: _adds_gram(total) for path, total in sums.items()}, advance)
             count = len(windows) * (windows.shape[1] - SINK_TOKENS)
-            yield {path: total.div_(count) for path, total in sums.items()}
+            for path in part:
+                sums[path].div_(count)
+            yield sums
+            sums.clear()  # before the next are made
 
 
 def in_parts(widths: dict[str, int]) -> list[list[str]]:

@@ -115,6 +115,7 @@ def stage_inputs(
     """
     read = {name: inputs[name] for name in sorted(stage.reads & {TEXT, TEACHER, DENSE_PARENT})}
     fields = stage_fields(stage)
-    if fields.get("latency") is not None:
+    # a stage that prunes inside it has the fields of that in its own
+    if any(part.get("latency") is not None for part in (fields, fields.get("prune") or {})):
         run = {**run, "processor": processor()[0]}  # what was timed here is not so elsewhere
     return {"kind": stage.kind, "version": stage.version, "fields": fields, "parent": parent, "reads": read, **run}

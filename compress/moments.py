@@ -54,7 +54,7 @@ def add_products(total: Tensor, x: Tensor, y: Tensor, first_token: float = 1.0) 
         if same:
             _add_upper(total, x_rest)
         else:
-            total += x_rest.t() @ y_rest
+            total += x_rest.t() @ y_rest.to(x_rest.dtype)
     return x.shape[0] * (x.shape[1] - 1 + first_token)
 
 

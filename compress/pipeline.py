@@ -145,7 +145,7 @@ class Run:
         if self.config.teacher is None:
             return None
         self.progress.say("--- the student, untrained")
-        quality = self.evaluator.quality(self.first.checkpoint, self.first.weights)
+        quality = self.evaluator.quality(self.first.checkpoint, self.first.weights + self.first.sidecars)
         self._say_quality(quality, cached=False)
         return quality
 

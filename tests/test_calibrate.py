@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from compress.calibrate import calibration_windows
+from compress import calibrate
+from compress.arch.linears import linear_paths
+from compress.calibrate import calibration_windows, input_grams
 from compress.data.windows import spread_windows
+from compress.stage import Quiet
 from tests.models import SENTENCES, tiny, tiny_tokenizer
 
 
@@ -52,3 +56,30 @@ def test_one_book_is_sampled_all_over() -> None:
 def test_documents_below_a_window_give_none_and_are_not_looped_over() -> None:
     assert spread_windows(["a b c", ""] * 50, tiny_tokenizer(), length=64, tokens=640, seed=0).shape == (0, 64)
     assert spread_windows([], tiny_tokenizer(), length=64, tokens=640, seed=0).shape == (0, 64)
+
+
+def test_second_moments_of_one_part_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, model = tiny("llama")
+    context = SimpleNamespace(
+        original=SimpleNamespace(config=config, tokenizer=tiny_tokenizer),
+        own_text=lambda: torch.zeros(0, 8, dtype=torch.long),
+        corpus=SimpleNamespace(calibration=list(SENTENCES) * 40),
+        seed=0,
+        fabric=SimpleNamespace(device="cpu"),
+        progress=Quiet(),
+    )
+    widths = {path: model.get_submodule(path).in_features for path in linear_paths(config)[:5]}
+    square = (max(widths.values()),) * 2
+    monkeypatch.setattr(calibrate, "GRAM_BYTES", 4)  # one at a time
+    alive, walk = [], calibrate.walk
+
+    def counting(*args) -> None:
+        gc.collect()
+        alive.append(sum(torch.is_tensor(o) and o.shape == square for o in gc.get_objects()))
+        walk(*args)
+
+    before = sum(torch.is_tensor(o) and o.shape == square for o in gc.get_objects())
+    monkeypatch.setattr(calibrate, "walk", counting)
+    seen = [path for part in input_grams(model, widths, context, 128) for path in list(part)]  # type: ignore[arg-type]
+    assert seen == list(widths)
+    assert max(alive) - before <= 1, alive

@@ -56,13 +56,13 @@ def post_training(stage: Any, form: Form, world: World) -> Effect:
     after = _placed(form, grid, stage)
     if not stage.reads:
         return Effect(after, (encoding(form),))
-    choices = _choices(form, grid, False)
+    choices = _choices(stage, form, grid, False)
     return Effect(after, (calibrating(stage, form, world, choices), encoding(form, choices)))
 
 
 def mixed(stage: Any, form: Form, world: World) -> Effect:
     """Sensitivities first, then one layer after the other."""
-    choices = _choices(form, _with_most_scales(stage), False)
+    choices = _choices(stage, form, _with_most_scales(stage), False)
     phases = (_measuring(stage, form, world), calibrating(stage, form, world, choices), encoding(form, choices))
     return Effect(_budgeted(stage, form), phases)
 
@@ -105,7 +105,7 @@ def _learning(stage: Any, form: Form, world: World, grid: str) -> tuple[Phase, .
     batch = micro_batch(stage.train, world.bf16)
     # what is no linear layer stays in fp32; latents, factors and the scales they start from
     master = 4 * (form.count() + 2 * scales + low_rank)
-    start = _choices(form, grid, True)
+    start = _choices(stage, form, grid, True)
     terms = training(form, batch, trained, master=master)
     terms["autocast copies"] = (AUTOCAST if batch.bf16 else 4) * linear
     terms |= start
@@ -136,9 +136,10 @@ def calibrating(stage: Any, form: Form, world: World, choices: Mapping[str, int]
     return Phase("calibrating", terms | dict(choices), form.bytes, passes, solved, models=2)
 
 
-def _choices(form: Form, grid: str, goals: bool) -> dict[str, int]:
+def _choices(stage: Any, form: Form, grid: str, goals: bool) -> dict[str, int]:
     each = LEVEL + (GOAL if goals else 0)
-    return {"codes chosen": each * form.count("linear") + 2 * SCALE * _scales(form, grid)}
+    outer = LEVEL * form.count("embedding", "head") if stage.embedding or hasattr(stage, "candidates") else 0
+    return {"codes chosen": each * form.count("linear") + outer + 2 * SCALE * _scales(form, grid)}
 
 
 def _scales(form: Form, grid: str) -> int:
@@ -179,19 +180,24 @@ def _placed(form: Form, grid: str, stage: Any) -> Form:
 
 def _budgeted(stage: Any, form: Form) -> Form:
     fixed = OwnFormat(stage.embedding) if stage.embedding else None
-    bits = stage.bits
-    weights = form.count("linear") + (0 if fixed else form.count("embedding", "head"))
-    rest = replace(form, embeddings=fixed or DENSE).bytes - (4 if form.dtype == "float32" else 2) * weights
+    size, outer = 4 if form.dtype == "float32" else 2, form.count("embedding", "head")
+    free = form.count("linear") + (0 if fixed else outer)
+    placed, dense = replace(form, embeddings=fixed or DENSE).bytes, replace(form, embeddings=DENSE).bytes
+    rest = placed - size * free
+    # an embedding whose grid is given is one of the weights that `bits` is the average of
+    taken = 8 * (placed - dense + size * outer) if fixed else 0
+    weights = form.count("linear") + outer
+    bits = max(0.0, (stage.bits * weights - taken) / free)
     if stage.megabytes is not None:
-        bits = max(0.0, 8 * (stage.megabytes * 1e6 - rest) / weights)
+        bits = max(0.0, 8 * (stage.megabytes * 1e6 - rest) / free)
     budget = BudgetFormat(bits, tuple(stage.candidates))
     least = budget.least_bits(form.linears_of_a_layer())
     if bits < SURE * least:
         # rounded up, with room for the tensors' names
-        needed = math.ceil(100 * least) / 100
+        needed = math.ceil(100 * (least * free + taken) / weights) / 100
         asked, enough = f"bits={stage.bits}", f"bits={needed}"
         if stage.megabytes is not None:
-            needed = math.ceil(1e-4 * 1.02 * (rest + least * weights / 8)) / 100
+            needed = math.ceil(1e-4 * 1.02 * (rest + least * free / 8)) / 100
             asked, enough = f"megabytes={stage.megabytes}", f"megabytes={needed}"
         raise UserError(
             f"stages.quant.{asked} is too little: with {', '.join(stage.candidates)}, this model takes {needed} "

@@ -33,6 +33,8 @@ from compress.stage import ADAPTER, DENSE, QUANTIZED
 
 BATCH_TOKENS = 1024
 """That go through a layer together: of compress.layerwise, which brings torch."""
+HEAD_ROWS = 8192
+"""Rows of a head that are solved together: of compress.prune.readers."""
 LOGIT_ROWS = 128
 """Positions whose logits are in memory together: of compress.prune.text_loss."""
 Rule = Callable[[Any, Form, World], Effect]
@@ -84,9 +86,11 @@ def compensate(stage: Any, form: Form, world: World) -> Effect:
     q = form.queries
     teacher = world.original
     narrowed = 3 if h < teacher.widths.hidden else 0
+    # of the widest projection; a head of its own is solved some rows at a time
+    rows = m if form.shape.tied else max(m, min(HEAD_ROWS, form.shape.vocab))
     terms = {
         "streams": world.itemsize * n * ((10 + narrowed) * h + q + m) + 4 * n * h,
-        "normal equations": m * m * (4 + 4 + 8 + 8) + m * h * (4 + 8 + 8 + 8),
+        "normal equations": m * m * (4 + 4 + 8 + 8) + rows * h * (4 + 8 + 8 + 8),
         "solved weights": 0 if world.converts else world.itemsize * form.widths.layers * h * (m + q),
     }
     passes = forward(teacher, n, CALIBRATION_WINDOW) + 1.5 * forward(form, n, CALIBRATION_WINDOW)

@@ -66,14 +66,21 @@ class Kept:
 _Key = tuple[str, str, int]  # student or teacher, kind of state, layer
 
 
+def _computed_again() -> bool:
+    """Whether a backward pass runs: with activation checkpointing layers run once more in it, and nobody asks."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def _note_input(seen: dict[_Key, Tensor], key: _Key, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    seen[key] = inputs[0]
+    if not _computed_again():
+        seen[key] = inputs[0]
 
 
 def _note_output(
     seen: dict[_Key, Tensor], key: _Key, _module: nn.Module, _inputs: Any, output: Tensor | tuple[Any, ...]
 ) -> None:
-    seen[key] = output[0] if isinstance(output, tuple) else output
+    if not _computed_again():
+        seen[key] = output[0] if isinstance(output, tuple) else output
 
 
 class Matched(nn.Module):

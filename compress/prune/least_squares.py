@@ -36,22 +36,28 @@ def fitted(start: Tensor, tokens: Iterable[tuple[Tensor, Tensor, Tensor]], ridge
         x = _weighted(a, w, a.dtype)
         add_products(h, x, x)
         add_products(r, x, _weighted(t, w, x.dtype))
-    return solved(mirrored(h), r, start, ridge)
+    return Ridge(mirrored(h), ridge).solve(r, start)
 
 
-def solved(h: Tensor, r: Tensor, start: Tensor, ridge: float) -> Tensor:
-    """W [outputs, inputs] of the sums H [inputs, inputs] and R [inputs, outputs]; see the head of this file.
+class Ridge:
+    """H + lam I, factored once for any number of outputs."""
 
-    `start` where the system cannot be solved, or gives anything but numbers.
-    """
-    exact = h.double()
-    lam = ridge * exact.diagonal().mean()
-    exact.diagonal().add_(lam)
-    factor, failed = torch.linalg.cholesky_ex(exact)
-    if bool(failed):
-        return start.float()
-    solution = torch.cholesky_solve(r.double() + lam * start.double().t(), factor).t().float()
-    return solution if bool(solution.isfinite().all()) else start.float()
+    def __init__(self, h: Tensor, ridge: float) -> None:
+        exact = h.double()
+        self.lam = ridge * exact.diagonal().mean()
+        exact.diagonal().add_(self.lam)
+        factor, failed = torch.linalg.cholesky_ex(exact)
+        self.factor = None if bool(failed) else factor
+
+    def solve(self, r: Tensor, start: Tensor) -> Tensor:
+        """W [outputs, inputs] of the sum R [inputs, outputs]; see the head of this file.
+
+        `start` where the system cannot be solved, or gives anything but numbers.
+        """
+        if self.factor is None:
+            return start.float()
+        solution = torch.cholesky_solve(r.double() + self.lam * start.double().t(), self.factor).t().float()
+        return solution if bool(solution.isfinite().all()) else start.float()
 
 
 def _weighted(x: Tensor, weights: Tensor, dtype: torch.dtype) -> Tensor:

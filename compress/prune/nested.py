@@ -10,6 +10,7 @@ from pathlib import Path
 
 from compress.checkpoint import Checkpoint
 from compress.stage import Context, Metrics
+from compress.store import sync_folder, sync_tree
 
 DONE = "done.json"
 Work = Callable[[Checkpoint, Context], tuple[Checkpoint, Metrics]]
@@ -38,7 +39,9 @@ def run_inside(
     logs = None if context.logs is None else context.logs / name
     result, metrics = work(checkpoint, replace(context, folder=unfinished, scratch=scratch, seed=seed, logs=logs))
     (unfinished / DONE).write_text(json.dumps({"traits": sorted(result.traits), "metrics": metrics}))
+    sync_tree(unfinished)
     unfinished.rename(folder)
+    sync_folder(context.scratch)
     shutil.rmtree(scratch)
     return Checkpoint(folder, result.traits, checkpoint.name), metrics
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from compress.arch import adapter_for
 from compress.moments import sum_of_products
-from compress.prune.least_squares import solved
+from compress.prune.least_squares import Ridge
 from compress.prune.surgery import prune_tensor
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 Normed = list[Tensor]
 """What a norm gives, batch by batch [windows, length, hidden]."""
+ROWS = 8192
+"""Of a reader, solved at a time."""
 
 
 class Readers:
@@ -103,18 +105,21 @@ class Readers:
         """Readers of one stream: (the student's, the original's, the original's path)."""
         biased = any(module.bias is not None for module, _, _ in pairs)
         seen, meant = _constant(y, biased), _constant(z, biased)
-        h, r = sum_of_products(seen, seen), sum_of_products(seen, meant)
+        ridge, r = Ridge(sum_of_products(seen, seen), self.ridge), sum_of_products(seen, meant)
         for module, original, path in pairs:
-            goal = self._rows(original, path, biased, conv1d)
-            start = _with_bias(module.weight.t() if conv1d else module.weight, module.bias, biased)
-            found = solved(h, r @ goal.t(), start, self.ridge)
-            weight = found[:, :-1] if biased else found
-            module.weight.copy_(weight.t() if conv1d else weight)
-            if module.bias is not None:
-                module.bias.copy_(found[:, -1])
+            goals, goal_bias = self._rows(original, path, conv1d)
+            own = module.weight.t() if conv1d else module.weight
+            for first in range(0, len(own), ROWS):  # a head has as many as there are words
+                part = slice(first, first + ROWS)
+                goal = _with_bias(goals[part], None if goal_bias is None else goal_bias[part], biased)
+                start = _with_bias(own[part], None if module.bias is None else module.bias[part], biased)
+                found = ridge.solve(r @ goal.t(), start)
+                own[part].copy_(found[:, :-1] if biased else found)
+                if module.bias is not None:
+                    module.bias[part].copy_(found[:, -1])
 
-    def _rows(self, module: Any, path: str, biased: bool, conv1d: bool) -> Tensor:
-        """The original's weights [rows that stay, all channels], and the bias as a last column; fp32."""
+    def _rows(self, module: Any, path: str, conv1d: bool) -> tuple[Tensor, Tensor | None]:
+        """The original's weights [rows that stay, all channels], and its bias."""
         cut = {}
         for part in ("weight", "bias"):
             if getattr(module, part) is not None:
@@ -122,8 +127,7 @@ class Readers:
                 kept = prune_tensor(name, getattr(module, part), self.rows_alone, self.architecture, config)
                 assert kept is not None
                 cut[part] = kept[1]
-        weight = cut["weight"].t() if conv1d else cut["weight"]
-        return _with_bias(weight, cut.get("bias"), biased)
+        return cut["weight"].t() if conv1d else cut["weight"], cut.get("bias")
 
 
 def _constant(states: Sequence[Tensor], wanted: bool) -> list[Tensor]:

@@ -183,7 +183,7 @@ class Compensate:
     log-perplexity, four times as many a third (SmolLM2-135M, WikiText-2)."""
 
     kind: ClassVar[str] = "compensate"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     needs: ClassVar[frozenset[str]] = frozenset({DENSE, PRUNED})
     gives: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()

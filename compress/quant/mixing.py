@@ -197,7 +197,7 @@ def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Budget, context: 
     spreads = stage.algorithm is Algorithm.gptq
     widths = {path: sizes.shapes[path][1] for path in linears}
     with context.progress.bar("measuring sensitivity", len(sizes.grids)) as advance:
-        for grams in input_grams(checkpoint, widths, context, tokens):
+        for grams in input_grams(model, widths, context, tokens):
             for path, gram in grams.items():
                 weight = weight_of(model.get_submodule(path), conv1d).float()
                 for grid in sizes.grids[path].values():

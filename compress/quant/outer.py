@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compress.arch import adapter_for
-from compress.grids import Grid, Scales, level_of, value_of
+from compress.grids import Grid, Scales, level_of, nearest_level, value_of
 from compress.layerwise import batches
 from compress.moments import sum_of_products
 from compress.quant.scales import check_range
@@ -65,7 +65,8 @@ def put_outer_on_grids(
         check_range(path, weight, grid)
         solved = solve_rows(weight, gram, grid, settings)
         found(path, solved)
-        weight.copy_(value_of(solved.levels, solved.scales))
+        for part in parts_of(weight):
+            weight[part].copy_(value_of(exact_levels(solved.levels[part], grid), rows_of(solved.scales, part)))
         advance(1)
 
 
@@ -78,27 +79,42 @@ def output_gram(model: Any, windows: Tensor) -> Tensor:
 
 
 def solve_rows(weight: Tensor, gram: Tensor, grid: Grid, settings: Calibration) -> Solved:
-    """`solve` for a matrix of many rows [rows, columns], `CHUNK` weights at a time."""
-    rows = max(32, CHUNK // weight.shape[1] // 32 * 32)
-    pieces = [solve(w, w, gram, grid, settings) for w in (piece.float() for piece in torch.split(weight, rows))]
-    offsets = [piece.scales.offset for piece in pieces]
+    """`solve` for a matrix of many rows [rows, columns], `CHUNK` weights at a time.
+
+    Its levels are in 16 bits (`exact_levels`), and its goal is the weight: no training goes on from it.
+    """
+    levels = torch.empty_like(weight, dtype=torch.float16)
+    pieces: list[Scales] = []
+    for part in parts_of(weight):
+        w = weight[part].float()
+        piece = solve(w, w, gram, grid, settings)
+        levels[part] = piece.levels
+        pieces.append(piece.scales)
+    offsets = [piece.offset for piece in pieces]
     offset = None if offsets[0] is None else torch.cat([part for part in offsets if part is not None])
     # scales that are rounded with those of other rows (double quantization) are settled together at last
-    scales = grid.settle(torch.cat([piece.scales.scale for piece in pieces]), offset)
-    levels = torch.cat([piece.levels for piece in pieces])
-    goal = torch.cat([piece.goal for piece in pieces])
-    size, error, error_rtn, moved = 0.0, 0.0, 0.0, 0.0
-    plain = grid.start(weight.float())
-    for first in range(0, len(weight), rows):
-        part = slice(first, first + rows)
-        w, own, theirs = weight[part].float(), rows_of(scales, part), rows_of(plain, part)
-        size += float(energy(w, gram))
-        lost = value_of(levels[part], own) - w
+    scales = grid.settle(torch.cat([piece.scale for piece in pieces]), offset)
+    size, error, error_rtn, moved, whole = 0.0, 0.0, 0.0, 0.0, 0.0
+    for part in parts_of(weight):
+        w = weight[part].float()
+        size, whole = size + float(energy(w, gram)), whole + float(w.square().sum())
+        lost = value_of(exact_levels(levels[part], grid), rows_of(scales, part)) - w
         error, moved = error + float(energy(lost, gram)), moved + float(lost.square().sum())
-        error_rtn += float(energy(value_of(level_of(w, theirs, grid), theirs) - w, gram))
-    whole, known = float(weight.float().norm()), size > 0
-    errors = (error / size, error_rtn / size) if known else (0.0, 0.0)
-    return Solved(levels, scales, goal, *errors, moved**0.5 / whole if whole else 0.0, weight)
+        plain = grid.start(w)
+        error_rtn += float(energy(value_of(level_of(w, plain, grid), plain) - w, gram))
+    errors = (error / size, error_rtn / size) if size > 0 else (0.0, 0.0)
+    return Solved(levels, scales, weight, *errors, (moved / whole) ** 0.5 if whole else 0.0, weight)
+
+
+def parts_of(weight: Tensor) -> list[slice]:
+    """Rows of a matrix that are rounded together."""
+    rows = max(32, CHUNK // weight.shape[1] // 32 * 32)
+    return [slice(first, first + rows) for first in range(0, len(weight), rows)]
+
+
+def exact_levels(levels: Tensor, grid: Grid) -> Tensor:
+    """The table's own values of levels that were kept in 16 bits."""
+    return nearest_level(levels.float(), torch.unique(grid.levels).to(levels.device))
 
 
 def rows_of(scales: Scales, part: slice) -> Scales:

@@ -116,7 +116,7 @@ def solve_layers(
         start.levels[path] = layer.levels.to(torch.float16).cpu()
         start.scales[path] = layer.scales.to("cpu")
         if goals and path in inside:
-            start.goals[path] = layer.goal.cpu()
+            start.goals[path] = layer.goal.to("cpu", copy=True)  # it may be the model's own, which goes on its grid
             if stage.scaling is not Scaling.none:
                 start.plain[path] = layer.plain.to(torch.float16).cpu()
         errors[path], plain[path], moved[path] = layer.error, layer.error_rtn, layer.weight_error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from compress.errors import UserError
 from compress.quiet import quiet_transformers
 from compress.recover.residual import low_rank
 from compress.runtime.four_bit import dequantized, is_four_bit
+from compress.runtime.loading import load_model
 from compress.stage import ADAPTER, Context
 
 
@@ -53,7 +55,9 @@ def start_from_residual(model: Any, checkpoint: Checkpoint, context: Context, to
     layers = {path: model.get_submodule(path) for path in linear_paths(checkpoint.config)}
     layers = {path: layer for path, layer in layers.items() if is_four_bit(layer.base_layer)}
     widths = {path: layer.in_features for path, layer in layers.items()}
-    parts = input_grams(context.dense, widths, context, tokens) if tokens else iter([dict.fromkeys(layers)])
+    parts: Iterable[Mapping[str, Tensor | None]] = [dict.fromkeys(layers)]
+    if tokens:
+        parts = input_grams(load_model(context.dense.folder, device=context.fabric.device), widths, context, tokens)
     for grams in parts:
         with context.progress.bar("adapters from the residual", len(grams)) as advance:
             for path, gram in grams.items():

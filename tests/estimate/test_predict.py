@@ -219,12 +219,13 @@ def test_a_backward_pass_costs_time_and_memory() -> None:
 
 
 def test_what_is_in_memory_together_is_what_scoring_takes() -> None:
-    """The estimate does without torch, so it has its own copy of these two numbers."""
+    """The estimate does without torch, so it has its own copy of these numbers."""
     from compress import layerwise
     from compress.estimate import stages
-    from compress.prune import text_loss
+    from compress.prune import readers, text_loss
 
     assert (stages.BATCH_TOKENS, stages.LOGIT_ROWS) == (layerwise.BATCH_TOKENS, text_loss.CHUNK)
+    assert stages.HEAD_ROWS == readers.ROWS
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -105,6 +105,18 @@ def test_projection_trains_is_saved_and_is_no_part_of_the_student() -> None:
     assert not loss._seen
 
 
+@pytest.mark.parametrize("kind", ["hidden", "attention"])
+def test_states_are_let_go_where_layers_are_computed_again(kind: str) -> None:
+    """Activation checkpointing runs every layer once more in the backward pass, hooks and all."""
+    student, teacher = pair()
+    student.gradient_checkpointing_enable({"use_reentrant": False})
+    student.train()
+    net = Distillation(student, teacher, Matched(Terms(**{kind: 1.0}), student, teacher, None), Training(), steps=4)
+    net.training_step(batch(), 0).backward()
+    assert not net.loss._seen
+    assert all(p.grad is not None for p in student.model.layers.parameters())
+
+
 def test_goes_to_another_process_with_its_models() -> None:
     """Pickled and read back in one piece, the hooks note what the copies compute."""
     import pickle

@@ -136,7 +136,7 @@ FAMILIES = ["llama", "llama-biases", "qwen2", "qwen3", "smollm3", "gpt2", "gpt_n
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_readers_find_the_original_s_stream_in_what_is_left_of_it(family: str) -> None:
+def test_readers_find_the_original_s_stream_in_what_is_left_of_it(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where what is left says all, their outputs become the original's: the least squares by numpy's own."""
     config, original = tiny(family)
     shape = adapter_for(config).shape(config)
@@ -145,6 +145,7 @@ def test_readers_find_the_original_s_stream_in_what_is_left_of_it(family: str) -
     plan = replace(narrower(config, 1, 2), mlp=(half,) * shape.layers, layers=(0, 2))
     plan = replace(plan, hidden=tuple(range(0, shape.hidden, 2)))
     pruned = cut(config, original, plan)
+    monkeypatch.setattr("compress.prune.readers.ROWS", 24)  # a head is solved in parts
     readers = Readers(pruned, original, plan, ridge=1e-9)
     embedding = pruned.get_input_embeddings().weight.clone()
     torch.manual_seed(0)

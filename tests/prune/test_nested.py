@@ -14,7 +14,7 @@ from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint
 from compress.distill.stage import Distill
 from compress.errors import UserError
-from compress.keys import stage_fields
+from compress.keys import stage_fields, stage_inputs
 from compress.prune.nested import run_inside
 from compress.prune.search import PruneSearch
 from compress.prune.stage import Compensate, Prune
@@ -217,3 +217,11 @@ def test_the_text_that_judges_is_looked_at_before_the_work(model: Path, tmp_path
     short = replace(corpus, calibration=(*documents[:3], "too short"))
     with pytest.raises(UserError, match="too short"):
         preparation.check_text(stages, short, checkpoint)
+
+
+def test_what_was_timed_on_one_processor_is_not_found_on_another() -> None:
+    def asked(stage: Any) -> bool:
+        return "processor" in stage_inputs(stage, {}, dict.fromkeys(stage.reads, ""), {})
+
+    assert asked(Prune(latency=0.8)) and not asked(Prune())
+    assert asked(PruneSearch(Prune(latency=0.8), None, Distill())) and not asked(PruneSearch(Prune(), None, Distill()))

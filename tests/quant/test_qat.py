@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import compress
+from tests.models import SENTENCES, tiny_tokenizer
 
 
 def arguments(model: Path, text: Path, output: Path) -> list[str]:
@@ -93,3 +95,34 @@ def test_what_is_left_dense_keeps_the_scales_folded_into_it(text_file: Path, tmp
     trained = compress.run(["+pipeline=qat_nf4", *fields, *still, *shared])
     kl_rounded, kl_trained = (report["stages"][-1]["metrics"]["kl_to_teacher"] for report in (rounded, trained))
     assert kl_trained == pytest.approx(kl_rounded, rel=0.1)
+
+
+def test_training_from_plain_rounding_starts_where_the_weights_were(tiny_llama: Path) -> None:
+    """Not on the levels that they were rounded to, though the model computes in fp32 and is rounded in place."""
+    import torch
+
+    from compress.arch.linears import linear_paths
+    from compress.checkpoint import Checkpoint
+    from compress.grids import grid_named
+    from compress.quant.qat import QAT
+    from compress.quant.run import solve_layers
+    from compress.quant.stage import Algorithm
+    from compress.runtime.loading import load_model
+    from compress.stage import Quiet
+
+    checkpoint = Checkpoint(tiny_llama, frozenset({"dense"}), "tiny")
+    context = SimpleNamespace(
+        original=SimpleNamespace(config=checkpoint.config, tokenizer=tiny_tokenizer),
+        own_text=lambda: torch.zeros(0, 8, dtype=torch.long),
+        corpus=SimpleNamespace(calibration=list(SENTENCES) * 40),
+        seed=0,
+        fabric=SimpleNamespace(device="cpu"),
+        progress=Quiet(),
+    )
+    dense = load_model(tiny_llama, dtype=torch.float32)
+    assert dense.dtype == load_model(tiny_llama).dtype == torch.float32
+    grids = dict.fromkeys(linear_paths(checkpoint.config), grid_named("q4_0"))
+    stage = QAT(grid="q4_0", algorithm=Algorithm.rtn)
+    start = solve_layers(checkpoint, grids, stage, context, goals=True)  # type: ignore[arg-type]
+    for path, goal in start.goals.items():
+        assert torch.equal(goal, dense.get_submodule(path).weight), path

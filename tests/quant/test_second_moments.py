@@ -28,6 +28,12 @@ def test_second_moments_are_added_up_from_their_upper_halves() -> None:
     assert torch.equal(found, found.T)
 
 
+def test_two_models_may_compute_in_two_types() -> None:
+    x, y = (torch.randn(2, 40, width, generator=torch.Generator().manual_seed(width)) for width in (24, 16))
+    found = sum_of_products([x.bfloat16()], [y])
+    torch.testing.assert_close(found, sum_of_products([x], [y]), rtol=0.05, atol=0.02)
+
+
 def test_first_tokens_can_count_more() -> None:
     """Weighted second moments: ten times the first token is ten copies of it."""
     _, model = tiny("llama")

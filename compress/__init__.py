@@ -13,8 +13,10 @@ from typing import Any
 
 __all__ = ["load", "run"]
 
-# transformers imports torchao where it is installed, which then names every kernel of its own that does not load
-logging.getLogger("torchao").setLevel(logging.ERROR)
+# transformers imports torchao where it is installed, which then names every kernel of its own that does not load, and
+# torch names what torchao registers in an old way
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def run(overrides: Sequence[str]) -> dict[str, Any]:

@@ -40,6 +40,10 @@ def main() -> None:
         print("error: output=DIR is the folder of one run, and this is a sweep.", file=sys.stderr)
         print("Give the sweep's folder: hydra.sweep.dir=DIR.", file=sys.stderr)
         sys.exit(2)
+    if "output=" in arguments:  # Hydra would write into this very folder
+        print("error: output= names no folder.", file=sys.stderr)
+        print("Give one, output=DIR, or leave it out.", file=sys.stderr)
+        sys.exit(2)
     presets = [argument for argument in arguments if argument.startswith(("+sweep=", "+launch="))]
     if presets and not sweep:
         print(f"error: {' '.join(presets)} is for sweeps, and this is one run.", file=sys.stderr)

@@ -32,6 +32,7 @@ from compress.source import EmbeddedModel, HuggingFaceModel
 from compress.stage import Stage, check_chain
 from compress.sweep.settings import Sweep, directions
 from compress.train.settings import Training
+from compress.unknown import how_to_type, refuse_unknown
 
 CONF = "pkg://compress_conf"
 
@@ -140,6 +141,8 @@ class Config:
     """With mode=verify: the folder to check."""
 
     def __post_init__(self) -> None:
+        if not self.output.strip():
+            raise UserError("output= names no folder.", "Give one, output=DIR, or leave it out.")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise UserError(f"threads={self.threads} must be from 1 to {MOST_THREADS}.")
         if not 0 <= self.seed < 1 << 32:
@@ -169,6 +172,9 @@ def build(composed: Any) -> Config:
     """
     from omegaconf import OmegaConf
 
+    if OmegaConf.get_type(composed, "export") is not dict:
+        raise UserError("an export needs a name.", how_to_type("export"))
+    refuse_unknown(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     if config.mode in (Mode.run, Mode.estimate, Mode.preflight):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -18,6 +20,16 @@ class UserError(Exception):
         super().__init__(f"{problem}\n{hint}" if hint else problem)
         self.problem = problem
         self.hint = hint
+
+
+@contextmanager
+def speaking_of(group: str, place: str) -> Iterator[None]:
+    """Messages about settings of a group (model.path) name the place it was put in (teacher.path)."""
+    try:
+        yield
+    except UserError as error:
+        said = (re.sub(rf"\b{group}(?=[.=])", place, part) for part in (error.problem, error.hint))
+        raise UserError(*said) from error
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -8,13 +8,33 @@ import logging
 import re
 import sys
 import traceback
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from compress.config import Config, listing, pipelines
 from compress.errors import UserError, disk_is_full
+from compress.unknown import GROUPS, how_to_type, no_such_setting
 
 log = logging.getLogger("compress")
+
+OF_OTHERS = (
+    (
+        "TerminatedWorkerError",  # joblib's
+        "a worker of this sweep was killed, by hand or for want of memory.",
+        "The same command goes on with what is left; fewer at a time need less memory: sweep.workers=1.",
+    ),
+    (
+        'Could not detect "srun"',
+        "+launch=slurm was asked for, and this machine has no SLURM (there is no srun).",
+        "Start it on a login node of the cluster; +launch=submitit_local and +launch=joblib run here.",
+    ),
+    (
+        "Could not find any running Ray instance",
+        "+launch=ray_cluster was asked for, and no Ray cluster runs here.",
+        "Start one (ray start --head), or take +launch=ray, which starts its own.",
+    ),
+    ("ValueError: COMPRESS_KERNELS=", "", ""),
+)
+"""(What the name or the words of an error hold, what that means: the same words where empty, what to do)."""
 
 UNWRITABLE = {
     errno.ENOENT,
@@ -27,16 +47,7 @@ UNWRITABLE = {
     errno.ENAMETOOLONG,
 }
 
-MEANT = {
-    "EmbeddedModel": "A model of yours is model=hf model.path=DIR_OR_ID. ",
-    "Sotu": "A text of yours is data=text data.path=FILE_OR_FOLDER. ",
-    "PruneSearch": "What prunes is inside it: stages.prune.prune.keep=0.8. ",
-    "PruneInSteps": "What prunes is inside it: stages.prune.prune.keep=0.8. ",
-    "PythonDocs": "Another text of yours is data@second=text second.path=FILE_OR_FOLDER. ",
-}
-"""Of what is there by default -> what somebody who sets something else in it has probably forgotten."""
-GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", "prune", "distill", "quant", "recover", "export")
-ADDED = ("pipeline", "sweep", "launch", "prune", "distill", "quant", "recover")
+ADDED = ("pipeline", "sweep", "launch")
 """Groups that no default names: they take a + in front."""
 
 
@@ -53,26 +64,28 @@ def as_user_error(error: BaseException) -> UserError | None:
     for cause in chain:
         if isinstance(cause, UserError):
             return cause
-    if any(type(cause).__name__ == "TerminatedWorkerError" for cause in chain):  # joblib's; it may not be installed
+    known = next(filter(None, map(_known, chain)), None) or _unreadable(chain)
+    if known is None and any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
+        known = UserError(*_config_message(chain))
+    return known
+
+
+def _known(cause: BaseException) -> UserError | None:
+    """For what the system, or a library, says of itself."""
+    for said, problem, hint in OF_OTHERS:
+        if said in f"{type(cause).__name__}: {cause}":
+            return UserError(problem or f"{cause}.", hint)
+    if disk_is_full(cause):
         return UserError(
-            "a worker of this sweep was killed, by hand or for want of memory.",
-            "The same command goes on with what is left; fewer at a time need less memory: sweep.workers=1.",
+            f"the disk is full: {getattr(cause, 'filename', None) or _first_line(str(cause))}.",
+            "Make room; what was finished is kept, and the same command goes on.",
         )
-    for cause in chain:
-        if disk_is_full(cause):
-            return UserError(
-                f"the disk is full: {getattr(cause, 'filename', None) or _first_line(str(cause))}.",
-                "Make room; what was finished is kept, and the same command goes on.",
-            )
-        # only while a folder was being made: anywhere else a missing file is a fault of ours
-        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and _was_making_a_folder(cause):
-            return UserError(
-                f"cannot write {cause.filename}: {cause.strerror}.",
-                "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.",
-            )
-    unreadable = _unreadable(chain)
-    if unreadable or any(isinstance(cause, (HydraException, OmegaConfBaseException)) for cause in chain):
-        return unreadable or UserError(*_config_message(chain))
+    # only while a folder was being made: anywhere else a missing file is a fault of ours
+    if isinstance(cause, OSError) and cause.errno in UNWRITABLE and _was_making_a_folder(cause):
+        return UserError(
+            f"cannot write {cause.filename}: {cause.strerror}.",
+            "Choose another folder: output=DIR, or COMPRESS_CACHE=DIR in front of the command.",
+        )
     return None
 
 
@@ -126,13 +139,17 @@ def _unreadable(chain: list[BaseException]) -> UserError | None:
 def _config_message(chain: list[BaseException]) -> tuple[str, str]:
     """Problem and hint for what Hydra or OmegaConf refuse."""
     text, all_text = str(chain[0]), "\n".join(map(str, chain))
-    known = _no_such_option(text) or _no_such_part(text, all_text)
+    known = _no_such_option(text) or _no_such_part(text, all_text) or _of_another_kind(all_text) or _there_already(text)
     if known is not None:
         return known
     if match := re.search(r"Could not override '(\w+)'", text):
+        if hint := how_to_type(match[1]):
+            return f"there is no {match[1]!r} to change.", hint
         near = difflib.get_close_matches(match[1], [*GROUPS, *Config.__dataclass_fields__], n=1)
-        meant = near[0] if near else match[1]
-        return f"there is no {match[1]!r} to change.", f"Did you mean {'+' * (meant in ADDED)}{meant}=...?"
+        hint = "The same command with --help shows all settings; those of a stage are stages.NAME.SETTING."
+        if near and near[0] != match[1]:
+            hint = how_to_type(near[0]) or f"Did you mean {'+' * (near[0] in ADDED)}{near[0]}=...?"
+        return f"there is no {match[1]!r} to change.", hint
     if (unknown := _no_such_setting(chain)) is not None:
         return unknown
     return _first_line(
@@ -179,18 +196,50 @@ def _no_such_part(text: str, all_text: str) -> tuple[str, str] | None:
     )
 
 
+KINDS = (
+    ("could not be converted to Integer", "a whole number is expected", "In digits alone: 100000."),
+    ("could not be converted to Float", "a number is expected", "A fraction too is written in digits: 0.85."),
+    ("is not a valid bool", "true or false is expected", "Type {key}=true or {key}=false."),
+    ("is not a ListConfig", "a list is expected", "Type '{key}=[{value}]'."),
+    ("Cannot assign", "it has settings of its own", "Type {key}.NAME=VALUE; --help shows the names."),
+    ("is not a subclass of", "it has settings of its own", "Type {key}.NAME=VALUE; --help shows the names."),
+)
+"""(In what OmegaConf says of a value, what that means, what to type)."""
+
+
+def _of_another_kind(text: str) -> tuple[str, str] | None:
+    """For a value that its setting cannot hold."""
+    match = re.search(r"Error merging override ([\w.@]+)=(.*)", text)
+    if match is None:
+        return None
+    key, value = match[1], match[2]
+    if options := re.search(r"expected one of \[([^]]*)\]", text):
+        near = difflib.get_close_matches(value, options[1].split(", "), n=1)
+        return f"{key}={value}: it is one of {options[1]}.", f"Did you mean {key}={near[0]}?" if near else ""
+    found = next(((means, hint) for said, means, hint in KINDS if said in text), None)
+    return None if found is None else (f"{key}={value}: {found[0]}.", found[1].format(key=key, value=value))
+
+
+def _there_already(text: str) -> tuple[str, str] | None:
+    """For what is added a second time, and what is left out without being there."""
+    if match := re.search(r"Multiple values for ([\w@.]+)\. .*'override [^:]+: (\w+)'", text):
+        hint = f"Without the plus this one comes in its place: {match[1]}={match[2]}."
+        hint += " One more beside it needs a name of its own." if "@" in match[1] else ""
+        return f"{match[1]} is there already.", hint
+    if match := re.search(r"Could not delete from config\. '([\w.]+)' does not exist", text):
+        return f"there is no {match[1]} to leave out.", "The same command with --help shows what there is."
+    if "Could not override 'teacher." in text:
+        return "there is no teacher beside the original.", "To add one: +model@teacher=hf teacher.path=DIR_OR_ID."
+    return None
+
+
 def _no_such_setting(chain: list[BaseException]) -> tuple[str, str] | None:
     """For a field that the object it was set in does not have."""
     for cause in chain:
-        match = re.search(r"Key '([^']+)' (?:is )?not in '(\w+)'\s+full_key: (\S+)", str(cause))
+        match = re.search(r"Key '([^']+)' (?:is )?not in '\w+'\s+full_key: (\S+)", str(cause))
         if match is None:
             continue
-        name, kind, place = match[1], match[2], match[3].rpartition(".")[0]
-        of = getattr(cause, "object_type", None)
-        near = difflib.get_close_matches(name, [f.name for f in fields(of)] if is_dataclass(of) else [], n=1)
-        meant = f"Did you mean {near[0]}? " if near else MEANT.get(kind, "")
-        where = f" in {place}" if place else ""
-        return f"there is no setting {name!r}{where}.", f"{meant}The same command with --help shows all settings."
+        return no_such_setting(match[1], match[2].rpartition(".")[0], getattr(cause, "object_type", None))
     return None
 
 

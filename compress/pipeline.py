@@ -14,7 +14,7 @@ from compress import preparation
 from compress.arch.inventory import total_parameters
 from compress.checkpoint import Checkpoint
 from compress.config import Config
-from compress.errors import UserError
+from compress.errors import UserError, speaking_of
 from compress.estimate.fits import check_memory
 from compress.estimate.run import predicted
 from compress.evaluate.evaluator import SECOND, Evaluator
@@ -88,7 +88,8 @@ class Run:
         check_at_once(config, self.exports, self.device)
         with self.progress.bar("reading the model (fetched once, then from the cache)", 1) as advance:
             self.source = config.model.resolve()
-            teacher = config.teacher.resolve() if config.teacher is not None else self.source
+            with speaking_of("model", "teacher"):
+                teacher = config.teacher.resolve() if config.teacher is not None else self.source
             advance(1)
         self.first = known_source(self.source.folder, self.source.name, self.store)
         self.original = known_source(teacher.folder, teacher.name, self.store)
@@ -96,13 +97,14 @@ class Run:
             preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
             preparation.check_positions(config, self.first.checkpoint, self.original.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
-        self.exports.check(self.first.checkpoint, last_grids(config.stages))
+        self.exports.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
         with self.progress.bar("reading the text (fetched once, then from the cache)", 1) as advance:
             self.corpus: Corpus = config.data.load()
-            self.second: Corpus = config.second.load()
+            with speaking_of("data", "second"):
+                self.second: Corpus = config.second.load()
             advance(1)
         self.fabric = self._fabric()
         self.run_key = {"seed": config.seed} | machine_inputs(self.device, self.threads)
@@ -123,6 +125,7 @@ class Run:
         preparation.check_text(config.stages, self.corpus, self.original.checkpoint)
         measured = self.evaluator.windows[""].numel()
         preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, measured)
+        preparation.check_something_to_learn(config.stages, config.teacher)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         self.own_text = OwnText(self.store, config.own_text, self.original, self.run_key, self.fabric, self.progress)
         self.predicted, self.exports.predicted = predicted(config, folders, self.store, self.own_text.written())
@@ -261,13 +264,15 @@ def check_at_once(config: Config, exports: Artifacts, device: str) -> None:
     """What can be known before a byte of the model is read, or fetched.
 
     Raises:
-        UserError: a package is missing, a text is not there, a task is unknown, or a training cannot run this way.
+        UserError: a package is missing, an export cannot hold what comes out, a text is not there, a task is unknown,
+            or a training cannot run this way.
     """
     check_trainings(config.stages, device)
-    exports.check_packages()
-    for text in (config.data, config.second):
+    exports.check_at_once(last_grids(config.stages))
+    for text, place in ((config.data, "data"), (config.second, "second")):
         if hasattr(text, "check"):
-            text.check()
+            with speaking_of("data", place):
+                text.check()
     check_tasks(config.evaluate.tasks, config.evaluate.tasks_path)
 
 

@@ -156,6 +156,20 @@ def check_validation(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpo
             )
 
 
+def check_something_to_learn(stages: Mapping[str, Any], teacher: Any) -> None:
+    """Refuse a chain that begins with distillation against the very model it begins with.
+
+    Raises:
+        UserError: naming what to type instead.
+    """
+    first = next(iter(stages.values()), None)
+    if teacher is None and getattr(first, "teacher_correction_tokens", None) == 0:  # it distills, from itself
+        raise UserError(
+            "student and teacher are the same model, so there is nothing to learn.",
+            "Prune first (+pipeline=prune_heal), or name another teacher: +model@teacher=hf teacher.path=DIR_OR_ID.",
+        )
+
+
 def check_positions(config: Any, student: Checkpoint, teacher: Checkpoint) -> None:
     """Refuse windows that a student with fewer positions than its teacher cannot read.
 

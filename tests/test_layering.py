@@ -34,11 +34,11 @@ LAYERS = [
     {"store", "arch"},
     {"checkpoint", "stage"},
     {"writer"},
-    {"shard", "grid_names"},
+    {"shard", "grid_names", "unknown"},
     {"paths", "errors", "quiet", "hardware"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "mistakes", "config", "pipeline", "train"}
+MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "mistakes", "config", "pipeline", "train", "unknown"}
 FRAMEWORKS = {"hydra", "omegaconf", "lightning"}
 
 

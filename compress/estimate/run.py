@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.data.windows import readable
+from compress.errors import speaking_of
 from compress.estimate.around import around
 from compress.estimate.fits import USABLE, ways
 from compress.estimate.form import Form
@@ -18,7 +19,8 @@ from compress.estimate.memory import kv_cache, resident
 from compress.estimate.predict import Plan, chain, predict
 from compress.estimate.subject import Subject, subject_in, subject_of
 from compress.estimate.work import micro_batch
-from compress.preparation import available_threads, check_shapes
+from compress.preparation import available_threads, check_shapes, check_something_to_learn
+from compress.stage import last_grids
 from compress.store import Store
 
 if TYPE_CHECKING:
@@ -49,9 +51,14 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         UserError: the model cannot be found, or a stage cannot work on it: whatever a run would refuse it for.
     """
     subject = subject_of(config.model)
-    teacher = subject if config.teacher is None else subject_of(config.teacher)
+    with speaking_of("model", "teacher"):
+        teacher = subject if config.teacher is None else subject_of(config.teacher)
     known = machine(Store(cache / "store"), config.threads or available_threads(), measure=False)
     check_shapes(config.stages, subject.config, teacher.config)
+    check_something_to_learn(config.stages, config.teacher)
+    for export in config.export.values():
+        if not export.optional:
+            export.check_grids(last_grids(config.stages))
     plan = plan_of(config, subject, teacher, own_written=False)
     stages = predict(plan, known)
     last = final_form(plan)

@@ -38,22 +38,25 @@ class Artifacts:
         self.predicted: Mapping[str, float] = {}
         """"artifact NAME" -> seconds."""
 
-    def check_packages(self) -> None:
+    def check_at_once(self, grids: Grids) -> None:
         """Before anything is read.
 
+        Args:
+            grids: of the model's weights when the run ends.
+
         Raises:
-            UserError: a package of one that is not optional is missing.
+            UserError: a package of one that is not optional is missing, or it cannot hold these grids.
         """
         for name, export in self.exports.items():
             with self._optional(name, export):
                 export.check_packages()
+                export.check_grids(grids)
 
-    def check(self, checkpoint: Checkpoint, grids: Grids) -> None:
+    def check(self, checkpoint: Checkpoint) -> None:
         """Before any work.
 
         Args:
             checkpoint: the model the run starts from.
-            grids: of its weights when it ends.
 
         Raises:
             UserError: one that is not optional cannot be written.
@@ -63,7 +66,6 @@ class Artifacts:
                 continue
             with self._optional(name, export):
                 export.check(checkpoint)
-                export.check_grids(grids)
 
     def deliver(self, checkpoint: Checkpoint, folder: Path, evaluator: Evaluator, threads: int) -> list[dict[str, Any]]:
         """Write, reload and measure them, each in `folder/NAME`.

@@ -63,8 +63,8 @@ def check_folder(folder: Path) -> None:
             "Merge it first: PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(DIR). Or move "
             "it away.",
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown method")
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
         raise UserError(
             f"The model in {folder} is already quantized ({method}); compress starts from a dense checkpoint.",
             "Give the model it was made from: model.path=DIR_OR_ID.",
@@ -191,7 +191,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Give a folder with config.json, *.safetensors and a tokenizer: model.path=DIR_OR_ID.",
         )
     values = _read_object(file)
-    if "model_type" not in values:
+    if not isinstance(values.get("model_type"), str):
         raise UserError(f"{file} names no model_type.", "Give the config.json that came with the model.")
     return values
 

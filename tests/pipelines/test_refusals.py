@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import compress
 from compress.command import compose
 from compress.config import build
 from compress.errors import UserError
+from compress.mistakes import as_user_error
 from tests.models import save, tiny_tokenizer
 from tests.pipelines.helpers import tiny_run
 
@@ -199,3 +201,38 @@ def test_a_student_with_fewer_positions(text_file: Path, tmp_path: Path, cache: 
     more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}", "train.length=128"]
     with pytest.raises(UserError, match=r"train\.length=128: the student has 64 positions"):
         compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))
+
+
+def test_a_model_that_would_teach_itself(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match="nothing to learn"):
+        compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
+
+
+def test_a_second_text_is_spoken_of_as_that(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+    more = ["data@second=text", "second.path=nowhere.txt"]
+    with pytest.raises(UserError, match=r"second\.path=FILE"):
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out", *more))
+
+
+@pytest.mark.parametrize("broken", [{"quantization_config": "nf4"}, {"model_type": ["llama"]}])
+def test_configs_of_another_form(
+    broken: dict[str, object], model: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | broken))
+    with pytest.raises(UserError, match="already quantized|names no model_type"):
+        compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?'), "no SLURM"),
+        (ConnectionError("Could not find any running Ray instance. Please specify"), "ray start --head"),
+        (ValueError("COMPRESS_KERNELS='foo' is no backend: set one of reference, cpu, triton"), "no backend"),
+    ],
+)
+def test_what_libraries_say_of_the_machine(error: Exception, said: str) -> None:
+    found = as_user_error(error)
+    assert found is not None and said in str(found)
+    assert as_user_error(ValueError("no backend")) is None

@@ -32,7 +32,7 @@ from compress.source import EmbeddedModel, HuggingFaceModel
 from compress.stage import Stage, check_chain
 from compress.sweep.settings import Sweep, directions
 from compress.train.settings import Training
-from compress.unknown import how_to_type, refuse_unknown
+from compress.unknown import how_to_type, refuse_unknown, refuse_values
 
 CONF = "pkg://compress_conf"
 
@@ -175,6 +175,7 @@ def build(composed: Any) -> Config:
     if OmegaConf.get_type(composed, "export") is not dict:
         raise UserError("an export needs a name.", how_to_type("export"))
     refuse_unknown(composed)
+    refuse_values(composed)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     if config.mode in (Mode.run, Mode.estimate, Mode.preflight):

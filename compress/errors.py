@@ -24,11 +24,14 @@ class UserError(Exception):
 
 @contextmanager
 def speaking_of(group: str, place: str) -> Iterator[None]:
-    """Messages about settings of a group (model.path) name the place it was put in (teacher.path)."""
+    """Messages about settings of a group (model.path) name the place it was put in (teacher.path).
+
+    `group` is a pattern.
+    """
     try:
         yield
     except UserError as error:
-        said = (re.sub(rf"\b{group}(?=[.=])", place, part) for part in (error.problem, error.hint))
+        said = (re.sub(rf"\b(?:{group})(?=[.=])", place, part) for part in (error.problem, error.hint))
         raise UserError(*said) from error
 
 

@@ -147,7 +147,7 @@ def _config_message(chain: list[BaseException]) -> tuple[str, str]:
             return f"there is no {match[1]!r} to change.", hint
         near = difflib.get_close_matches(match[1], [*GROUPS, *Config.__dataclass_fields__], n=1)
         hint = "The same command with --help shows all settings; those of a stage are stages.NAME.SETTING."
-        if near and near[0] != match[1]:
+        if near and (near[0] != match[1] or near[0] in ADDED):
             hint = how_to_type(near[0]) or f"Did you mean {'+' * (near[0] in ADDED)}{near[0]}=...?"
         return f"there is no {match[1]!r} to change.", hint
     if (unknown := _no_such_setting(chain)) is not None:

@@ -93,9 +93,7 @@ class Run:
             advance(1)
         self.first = known_source(self.source.folder, self.source.name, self.store)
         self.original = known_source(teacher.folder, teacher.name, self.store)
-        if config.teacher is not None:
-            preparation.check_same_words(self.first.checkpoint, self.original.checkpoint)
-            preparation.check_positions(config, self.first.checkpoint, self.original.checkpoint)
+        preparation.check_teacher(config, self.first.checkpoint, self.original.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
         self.exports.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)
@@ -125,7 +123,6 @@ class Run:
         preparation.check_text(config.stages, self.corpus, self.original.checkpoint)
         measured = self.evaluator.windows[""].numel()
         preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, measured)
-        preparation.check_something_to_learn(config.stages, config.teacher)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         self.own_text = OwnText(self.store, config.own_text, self.original, self.run_key, self.fabric, self.progress)
         self.predicted, self.exports.predicted = predicted(config, folders, self.store, self.own_text.written())
@@ -264,8 +261,7 @@ def check_at_once(config: Config, exports: Artifacts, device: str) -> None:
     """What can be known before a byte of the model is read, or fetched.
 
     Raises:
-        UserError: a package is missing, an export cannot hold what comes out, a text is not there, a task is unknown,
-            or a training cannot run this way.
+        UserError: a package, a text or a task is missing, or an export or a training cannot work this way.
     """
     check_trainings(config.stages, device)
     exports.check_at_once(last_grids(config.stages))

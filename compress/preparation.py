@@ -156,6 +156,23 @@ def check_validation(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpo
             )
 
 
+def check_teacher(config: Any, student: Checkpoint, teacher: Checkpoint) -> None:
+    """Refuse a teacher of other words, or to learn from nobody else.
+
+    Args:
+        config: of the run.
+        student: the model the chain begins with.
+        teacher: the model it is compared with.
+
+    Raises:
+        UserError: naming what to type instead.
+    """
+    check_something_to_learn(config.stages, config.teacher)
+    if config.teacher is not None:
+        check_same_words(student, teacher)
+        check_positions(config, student, teacher)
+
+
 def check_something_to_learn(stages: Mapping[str, Any], teacher: Any) -> None:
     """Refuse a chain that begins with distillation against the very model it begins with.
 

@@ -1,12 +1,15 @@
-"""Settings that do not exist: refused by their place, with the name that was meant."""
+"""Settings that do not exist, and values out of range: refused by their place, with what was meant."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from compress.errors import UserError
+from omegaconf import DictConfig, OmegaConf
+
+from compress.errors import UserError, speaking_of
 
 STAGE_GROUPS = ("prune", "distill", "quant", "recover")
 GROUPS = ("pipeline", "budget", "sweep", "launch", "model", "data", *STAGE_GROUPS, "export")
@@ -59,17 +62,39 @@ def refuse_unknown(composed: Any) -> None:
     Raises:
         UserError: naming the first of them.
     """
-    from omegaconf import DictConfig, OmegaConf
-
-    def look(node: Any, place: str) -> None:
-        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
-            return
+    for place, node in _nodes(composed):
         of = OmegaConf.get_type(node)
-        known = {f.name for f in fields(of)} if is_dataclass(of) else None
+        known = {f.name for f in fields(of)} if is_dataclass(of) else set(map(str, node))
         for name in map(str, node):
-            if known is not None and name not in known:
+            if name not in known:
                 raise UserError(*no_such_setting(name, place, of))
-            if not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, name):
-                look(node._get_node(name), f"{place}.{name}" if place else name)
 
-    look(composed, "")
+
+def refuse_values(composed: Any) -> None:
+    """Make every part of a config by itself, so that what one of them refuses is named by where it was typed.
+
+    Raises:
+        UserError: of the innermost part that refuses.
+    """
+    for place, node in reversed(list(_nodes(composed))):
+        if place and is_dataclass(OmegaConf.get_type(node)):
+            with speaking_of(_as_written(place), place):
+                OmegaConf.to_object(node)
+
+
+def _as_written(place: str) -> str:
+    """How the parts themselves, which do not know their place, write the beginning of a setting's name; a pattern."""
+    first, _, last = place.rpartition(".")
+    if first in ("stages", "export"):
+        return rf"(?<![\w.])(?:stages\.)?(?:{'|'.join((*STAGE_GROUPS, 'compensate', 'export'))})"
+    return rf"(?<![\w.])(?:stages\.)?{last}"
+
+
+def _nodes(node: Any, place: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every part of a config that has names in it, with its place, those around it first."""
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return
+    yield place, node
+    for name in map(str, node):
+        if not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, name):
+            yield from _nodes(node._get_node(name), f"{place}.{name}" if place else name)

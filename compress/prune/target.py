@@ -187,7 +187,8 @@ def _explicit(kind: Kind, fraction: float, choices: list[int]) -> int:
 def _unreachable(target: PruneTarget, full: Widths, widths: Widths, reached: float) -> UserError:
     sizes = ", ".join(f"{widths.of(kind)} of {full.of(kind)} {_UNIT[kind]}" for kind in KINDS)
     finer = f"a smaller `multiple` (now {target.multiple}), " if target.multiple > 1 else ""
-    hint = f"Give a target near {reached:.3f}, {finer}or another `share`."
+    nearest = "a larger goal" if target.asked else f"keep={reached:.3f}"
+    hint = f"Give {nearest}, {finer}or another `share`."
     if target.explicit:
         stated = ", ".join(f"{kind}={fraction}" for kind, fraction in target.explicit.items())
         hint = f"{stated} already fix these kinds: leave out keep (keep=null) or some of them. {hint}"

@@ -189,6 +189,7 @@ def test_validation_on_what_is_reported_is_refused(model: Path, text_file: Path,
     held_out = tmp_path / "held.txt"
     held_out.write_text(text_file.read_text()[:6000])
     validated = ["train.validate_every=500", f"data.heldout_path={held_out}"]
+    validated += ["+model@teacher=hf", f"teacher.path={model}"]
     with pytest.raises(UserError, match="would have to be the same"):
         compress.run(
             tiny_run("distill_only", model, text_file, tmp_path / "out", *validated, "train.validate_tokens=100000")
@@ -220,7 +221,7 @@ def test_configs_of_another_form(
 ) -> None:
     file = model / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | broken))
-    with pytest.raises(UserError, match="already quantized|names no model_type"):
+    with pytest.raises(UserError, match=r"already quantized|names no model_type"):
         compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
 
 

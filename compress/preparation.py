@@ -157,7 +157,7 @@ def check_validation(stages: Mapping[str, Any], corpus: Corpus, teacher: Checkpo
 
 
 def check_teacher(config: Any, student: Checkpoint, teacher: Checkpoint) -> None:
-    """Refuse a teacher of other words, or to learn from nobody else.
+    """Refuse a teacher of other words, or of more positions than the windows may have.
 
     Args:
         config: of the run.
@@ -167,24 +167,9 @@ def check_teacher(config: Any, student: Checkpoint, teacher: Checkpoint) -> None
     Raises:
         UserError: naming what to type instead.
     """
-    check_something_to_learn(config.stages, config.teacher)
     if config.teacher is not None:
         check_same_words(student, teacher)
         check_positions(config, student, teacher)
-
-
-def check_something_to_learn(stages: Mapping[str, Any], teacher: Any) -> None:
-    """Refuse a chain that begins with distillation against the very model it begins with.
-
-    Raises:
-        UserError: naming what to type instead.
-    """
-    first = next(iter(stages.values()), None)
-    if teacher is None and getattr(first, "teacher_correction_tokens", None) == 0:  # it distills, from itself
-        raise UserError(
-            "student and teacher are the same model, so there is nothing to learn.",
-            "Prune first (+pipeline=prune_heal), or name another teacher: +model@teacher=hf teacher.path=DIR_OR_ID.",
-        )
 
 
 def check_positions(config: Any, student: Checkpoint, teacher: Checkpoint) -> None:

@@ -107,6 +107,11 @@ class Distill:
         from compress.train.fit import fit
         from compress.train.student import load_student, windows_for, write_dense
 
+        if checkpoint.folder == context.original.folder:
+            context.progress.say(
+                "student and teacher are the same model, so there is nothing to learn: "
+                "prune first, or name another teacher with +model@teacher=hf teacher.path=DIR_OR_ID"
+            )
         windows = windows_for(self.train, context)
         source = self._teacher(context)
         teacher = None if self.teacher_store is TeacherStore.none else self._stored(source, windows, context)

@@ -19,7 +19,7 @@ from compress.estimate.memory import kv_cache, resident
 from compress.estimate.predict import Plan, chain, predict
 from compress.estimate.subject import Subject, subject_in, subject_of
 from compress.estimate.work import micro_batch
-from compress.preparation import available_threads, check_shapes, check_something_to_learn
+from compress.preparation import available_threads, check_shapes
 from compress.stage import last_grids
 from compress.store import Store
 
@@ -55,7 +55,6 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         teacher = subject if config.teacher is None else subject_of(config.teacher)
     known = machine(Store(cache / "store"), config.threads or available_threads(), measure=False)
     check_shapes(config.stages, subject.config, teacher.config)
-    check_something_to_learn(config.stages, config.teacher)
     for export in config.export.values():
         if not export.optional:
             export.check_grids(last_grids(config.stages))

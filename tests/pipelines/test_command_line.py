@@ -83,7 +83,6 @@ def typed_here(
         (["+pipeline=nf4", "teacher.path=DIR"], "+model@teacher=hf"),
         (["+pipeline=nf4", "+model@teacher=hf"], "Add teacher.path=DIR_OR_ID"),
         (["+pipeline=nf4", "output="], "output= names no folder"),
-        (["+pipeline=distill_only", "mode=estimate"], "nothing to learn"),
         (["+pipeline=nf4", "export.gguf.type=q8_0"], "+export@export.gguf=FORMAT"),
         (["+pipeline=nf4", "quant@stages.q=int8"], "To add it: +quant@stages.q=int8."),
         (["+pipeline=nf4", "+sweep=bits"], "Put -m in front"),

@@ -239,9 +239,7 @@ def test_too_little_memory_is_foreseen(
     memory = psutil.virtual_memory()._replace(total=1 << 20)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     with pytest.raises(UserError, match="memory"):
-        compress.run(
-            tiny_run("distill_only", model, text_file, tmp_path / "out", "+model@teacher=hf", f"teacher.path={model}")
-        )
+        compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -287,6 +285,4 @@ def test_out_of_memory(
 
     monkeypatch.setattr(fit, "train", exhausted)
     with pytest.raises(UserError, match=r"train\.accumulate"):
-        compress.run(
-            tiny_run("distill_only", model, text_file, tmp_path / "out", "+model@teacher=hf", f"teacher.path={model}")
-        )
+        compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out"))

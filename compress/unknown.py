@@ -87,7 +87,8 @@ def _as_written(place: str) -> str:
     first, _, last = place.rpartition(".")
     if first in ("stages", "export"):
         return rf"(?<![\w.])(?:stages\.)?(?:{'|'.join((*STAGE_GROUPS, 'compensate', 'export'))})"
-    return rf"(?<![\w.])(?:stages\.)?{last}"
+    group = {"teacher": "model", "second": "data"}.get(place, last)
+    return rf"(?<![\w.])(?:stages\.)?{group}"
 
 
 def _nodes(node: Any, place: str = "") -> Iterator[tuple[str, DictConfig]]:

@@ -122,10 +122,10 @@ def test_rows_that_are_no_whole_groups_are_int8(tmp_path: Path) -> None:
     save("llama", tmp_path / "model", num_hidden_layers=1, intermediate_size=80)
     checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}))
     _, codes = exported_model(checkpoint, ExecutorchExport(type=ExecutorchType("8da4w"), group=64))
-    assert codes["model.layers.0.mlp.down_proj"].bits == 8  # 80 inputs
-    assert codes["model.layers.0.mlp.up_proj"].bits == 4
-    assert codes["model.layers.0.mlp.up_proj"].scale.shape == (80, 1)
-    assert codes["lm_head"].bits == 8
+    assert codes["model.layers.0.mlp.down_proj.layer"].bits == 8  # 80 inputs
+    assert codes["model.layers.0.mlp.up_proj.layer"].bits == 4
+    assert codes["model.layers.0.mlp.up_proj.layer"].scale.shape == (80, 1)
+    assert codes["lm_head.layer"].bits == 8
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "llama-tied", "llama-biases"])
@@ -152,7 +152,7 @@ def test_smoothing_changes_nothing_but_what_is_rounded(family: str, tmp_path: Pa
     assert torch.equal(model.get_submodule(embedding).weight, before.get_submodule(embedding).weight)
 
 
-def test_loud_channels_cost_less_where_they_are_smoothed(tmp_path: Path) -> None:
+def test_loud_channels_cost_less_where_they_are_smoothed_and_rotated(tmp_path: Path) -> None:
     from compress.export.executorch.write import expected
     from compress.export.verify import compare
 
@@ -171,11 +171,18 @@ def test_loud_channels_cost_less_where_they_are_smoothed(tmp_path: Path) -> None
     save("llama", tmp_path / "model", **narrow)
     model.save_pretrained(tmp_path / "model")
     checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}))
-    kinds = {way: ExecutorchExport(type=ExecutorchType("8da4w"), smooth=way, group=128) for way in (False, True)}
-    found = {way: expected(checkpoint, kind, IDS, load) for way, kind in kinds.items()}
+    ways = {"plain": (False, False), "smoothed": (True, False), "rotated": (False, True), "both": (True, True)}
+    kind = ExecutorchType("8da4w")
+    found = {
+        way: expected(checkpoint, ExecutorchExport(type=kind, smooth=smooth, rotate=rotate, group=128), IDS, load)
+        for way, (smooth, rotate) in ways.items()
+    }
     lost = {way: compare(pipeline, emulated, 1.0).mean_kl for way, (pipeline, emulated, _) in found.items()}
-    assert lost[True] < lost[False] / 2, lost
-    assert found[True][2] < found[False][2]
+    apart = {way: noise for way, (*_, noise) in found.items()}
+    for way in ("smoothed", "rotated"):
+        assert lost[way] < lost["plain"] / 2, lost
+        assert apart[way] < apart["plain"], apart
+    assert lost["both"] < lost["rotated"] / 2, lost
 
 
 def test_settings_out_of_range_are_refused() -> None:

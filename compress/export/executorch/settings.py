@@ -44,6 +44,9 @@ class ExecutorchExport(Export):
     smooth: bool = True
     """8da4w: loud input channels made quieter before dense projections and the head are rounded, so that INT8 inputs
     keep the others (SmoothQuant). What has codes already stays as it is."""
+    rotate: bool = True
+    """8da4w: inputs of dense projections and of the head are rotated in blocks of 64 before they are rounded, so that
+    none is louder than the others (QuaRot). What has codes already stays as it is."""
     context: int = 1024
     """Tokens in the cache, at most what the model can read."""
 

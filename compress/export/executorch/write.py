@@ -2,8 +2,8 @@
 
 8da4w: a projection is INT4 in groups with scales in bf16 (the type XNNPACK keeps them in), its input INT8 per token
 with a zero point; the head, and rows that are no whole groups, are INT8 per channel on the same inputs (8da8w).
-Embedding rows are INT8 with one scale each, decoded when looked up. Loud channels are smoothed first, where what reads
-them is rounded here.
+Embedding rows are INT8 with one scale each, decoded when looked up. Where a weight is rounded here, its loud channels
+are smoothed first, and what it reads is rotated.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from compress.export.emulate import answer, rounded_inputs, tokens_to_asymmetric
 from compress.export.executorch.program import Program, lowered
 from compress.export.executorch.settings import EIGHT_FOUR, FILE, ExecutorchExport
 from compress.export.executorch.smooth import smooth
+from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.export.verify import compare
 from compress.grids import Encoded, Int8, Integer
@@ -96,7 +97,10 @@ def exported_model(checkpoint: Checkpoint, settings: ExecutorchExport) -> tuple[
     if settings.smooth:
         smooth(model, checkpoint.tokenizer(), {path: grid for path, grid in grids.items() if path != modules.embedding})
     for path, grid in grids.items():
-        codes[path] = _unpacked(grid.encode(model.get_submodule(path).weight.detach()), grid)
+        weight = model.get_submodule(path).weight.detach()
+        rotated = settings.rotate and path != modules.embedding
+        place = _rotated(model, path) if rotated else path
+        codes[place] = _unpacked(grid.encode(rotated_rows(weight) if rotated else weight), grid)
     rows = codes.pop(modules.embedding)
     replace_module(model, modules.embedding, Int8Embedding(rows.codes, rows.scale[:, 0] * 127))
     for path, found in codes.items():
@@ -108,6 +112,13 @@ def _untie(model: nn.Module, head: str) -> None:
     """A parameter of its own for a head that is the embedding's."""
     layer: Any = model.get_submodule(head)
     layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def _rotated(model: nn.Module, path: str) -> str:
+    """Rotate the inputs of a projection; where it is now."""
+    layer: Any = model.get_submodule(path)
+    replace_module(model, path, Rotated(layer, layer.in_features))
+    return f"{path}.layer"
 
 
 def _own_codes(checkpoint: Checkpoint) -> dict[str, Codes]:

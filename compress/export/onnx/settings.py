@@ -40,6 +40,9 @@ class OnnxExport(Export):
     the checkpoint's own codes where it lies on the INT8 grid, else rounded to nearest."""
     embedding: Optional[OnnxType] = None  # noqa: UP045 - OmegaConf reads this annotation on Python 3.10
     """Of embedding and output head, one scale per token of the vocabulary; by default as `type`."""
+    rotate: bool = True
+    """int8: dense weights and their inputs are rotated in blocks of 64 before they are rounded, so that no channel is
+    louder than the others (QuaRot). What has codes already stays as it is."""
 
     format: ClassVar[str] = "onnx"
     usage: ClassVar[str] = (
@@ -76,7 +79,7 @@ class OnnxExport(Export):
         """The graph and its weights, with config and tokenizer beside them."""
         from compress.export.onnx.write import write_onnx
 
-        write_onnx(checkpoint, self.type, self.outer, folder)
+        write_onnx(checkpoint, self, folder)
 
     def weight_files(self, folder: Path) -> list[Path]:
         """The graph and its weights."""
@@ -86,7 +89,7 @@ class OnnxExport(Export):
         """The pipeline's model in fp32, and where it computes something else the exported one in torch."""
         from compress.export.onnx.write import expected
 
-        pipeline, emulated = expected(checkpoint, self.type, self.outer, ids, load)
+        pipeline, emulated = expected(checkpoint, self, ids, load)
         if OnnxType.int8 in (self.type, self.outer):
             scheme = "INT8 weights, INT8 activations per token"
             return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)

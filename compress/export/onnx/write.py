@@ -16,7 +16,8 @@ from compress.export.embedding import Int8Embedding
 from compress.export.emulate import answer
 from compress.export.onnx.graph import traced
 from compress.export.onnx.int8 import Int8Product
-from compress.export.onnx.settings import FILE, OnnxType
+from compress.export.onnx.settings import FILE, OnnxExport, OnnxType
+from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.grids import Encoded, Grid, Int8
 from compress.runtime.int8 import Int8Linear
@@ -27,19 +28,13 @@ if TYPE_CHECKING:
     from compress.export.base import Load
 
 
-def write_onnx(checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType, folder: Path) -> None:
+def write_onnx(checkpoint: Checkpoint, settings: OnnxExport, folder: Path) -> None:
     """Trace and write the graph, with config and tokenizer beside it.
-
-    Args:
-        checkpoint: dense, or on any grid.
-        kind: of the projections.
-        outer: of embedding and head.
-        folder: where to.
 
     Raises:
         UserError: INT8 is asked for, and the checkpoint lies on another grid.
     """
-    model = exported_model(checkpoint, kind, outer)
+    model = exported_model(checkpoint, settings)
     embedding: Any = model.get_input_embeddings()
     for name, module in list(model.named_modules()):
         if isinstance(module, Int8Linear):
@@ -52,36 +47,42 @@ def write_onnx(checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType, folder: 
     program.save(str(folder / FILE), external_data=True)
 
 
-def exported_model(checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType) -> Any:
-    """The model that is exported, in torch: what is INT8 as `Int8Linear` and `Int8Embedding`, all else dense fp32."""
+def exported_model(checkpoint: Checkpoint, settings: OnnxExport) -> Any:
+    """The model that is exported, in torch: what is INT8 as `Int8Linear` and `Int8Embedding`, all else dense fp32.
+
+    Where a dense weight is rounded here, it is rotated first, and so are the inputs it reads (`settings.rotate`).
+    """
     model = dense_model(checkpoint, torch.float32)
     architecture = adapter_for(checkpoint.config)
     modules, shape = architecture.modules, architecture.shape(checkpoint.config)
-    rounded = set(linear_paths(checkpoint.config)) if kind is OnnxType.int8 else set()
-    if outer is OnnxType.int8:
+    rounded = set(linear_paths(checkpoint.config)) if settings.type is OnnxType.int8 else set()
+    if settings.outer is OnnxType.int8:
         rounded |= {modules.embedding, modules.head}
     for name, value, grid in delivered(checkpoint):
         path = name.removesuffix(".weight")
         if path not in rounded or path == name:
             continue
         turned = modules.conv1d and path not in (modules.embedding, modules.head)
-        parts = _on_int8(name, value, grid, turned).parts
+        reads = path != modules.embedding or shape.tied
+        rotated = settings.rotate and reads and not isinstance(value, Encoded)
+        parts = _on_int8(name, value, grid, turned, rotated).parts
         layers = [path]
         if path == modules.embedding:
-            replace_module(model, path, Int8Embedding(parts["codes"], parts["absmax"]))
+            replace_module(model, path, Int8Embedding(parts["codes"], parts["absmax"], rotated))
             layers = [modules.head] if shape.tied else []
             parts = {**parts, "codes": model.get_submodule(path).codes}
         for layer in layers:
             bias = model.get_submodule(layer).bias
-            bias = None if bias is None else bias.data
-            replace_module(model, layer, Int8Linear(parts["codes"], parts["absmax"], bias))
+            product = Int8Linear(parts["codes"], parts["absmax"], None if bias is None else bias.data)
+            replace_module(model, layer, Rotated(product, product.in_features) if rotated else product)
     return model
 
 
-def _on_int8(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool) -> Encoded:
+def _on_int8(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool, rotated: bool) -> Encoded:
     """Codes [out, in]: the checkpoint's own, or those nearest to a dense weight; `turned` ones lie as [in, out]."""
     if not isinstance(value, Encoded):
-        return Int8().encode(value.float().t().contiguous() if turned else value.float())
+        rows = value.float().t().contiguous() if turned else value.float()
+        return Int8().encode(rotated_rows(rows) if rotated else rows)
     if not isinstance(grid, Int8):
         raise UserError(
             f"the export onnx would round {name} twice: it lies on the grid {grid.name if grid else 'dense'} already.",
@@ -91,11 +92,9 @@ def _on_int8(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool
 
 
 @torch.no_grad()
-def expected(
-    checkpoint: Checkpoint, kind: OnnxType, outer: OnnxType, ids: Tensor, load: Load
-) -> tuple[Tensor, Tensor | None]:
+def expected(checkpoint: Checkpoint, settings: OnnxExport, ids: Tensor, load: Load) -> tuple[Tensor, Tensor | None]:
     """Logits [length, vocab] of the pipeline's model, and of the exported one in torch where that is another."""
     pipeline = answer(load(checkpoint, torch.float32), ids)
-    if OnnxType.int8 not in (kind, outer) and computes_plainly(checkpoint):
+    if OnnxType.int8 not in (settings.type, settings.outer) and computes_plainly(checkpoint):
         return pipeline, None
-    return pipeline, answer(exported_model(checkpoint, kind, outer), ids)
+    return pipeline, answer(exported_model(checkpoint, settings), ids)

@@ -182,7 +182,8 @@ def build(composed: Any) -> Config:
         config.sweep.check_measured(config.evaluate.speed)
         # a sweep can leave a stage out: stages.recover=null
         config.stages = {name: stage for name, stage in config.stages.items() if stage is not None}
-        if not config.stages and config.mode is not Mode.estimate:
+        named = config.name != Config.name  # by a pipeline: export has none
+        if not config.stages and not named and config.mode is not Mode.estimate:
             raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
         _check_groups(config)
         for name, stage in config.stages.items():

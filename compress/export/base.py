@@ -47,6 +47,20 @@ class Expectation:
     """What is emulated, in words."""
 
 
+def with_noise(scheme: str, apart: float) -> str:
+    """`scheme`, and where that comes near the tolerance, how far two exact computations of it are apart.
+
+    It is no reason to pass, but one that the reader of a failure should know.
+
+    Args:
+        scheme: what is emulated, in words.
+        apart: mean KL in nats.
+    """
+    if 2 * apart <= SAME_SCHEME:
+        return scheme
+    return f"{scheme}; two such computations that differ in last bits alone are {apart:.1e} apart on this model"
+
+
 @dataclass
 class Export(ABC):
     """A format. Its artifact is a folder."""

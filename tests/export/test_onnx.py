@@ -141,3 +141,21 @@ def test_codes_are_not_rounded_twice(tmp_path: Path) -> None:
     grid = grid_named("int4_g32")
     with pytest.raises(UserError, match="int4_g32"):
         _on_int8("w", grid.encode(weight), grid, False, False)
+
+
+def test_what_exact_int8_computations_differ_by_is_said_and_excuses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.export.onnx import write
+
+    checkpoint = exported(*MODELS["llama tied"], tmp_path, OnnxExport())
+    settings = OnnxExport(type=OnnxType.int8)
+    _, emulated, apart = write.expected(checkpoint, settings, IDS, load)
+    assert emulated is not None and 0 < apart < 5e-3
+    plain = settings.expect(checkpoint, IDS, load)
+    assert plain.tolerance == 1e-2 and "apart" not in plain.scheme
+    monkeypatch.setattr(write, "last_bits_moved", lambda x: torch.where(x.abs() < 1, 0.0, x))
+    told = settings.expect(checkpoint, IDS, load)
+    assert told.tolerance == 1e-2 and "apart on this model" in told.scheme
+    exact = OnnxExport().expect(checkpoint, IDS, load)
+    assert exact.tolerance == 1e-4 and exact.emulated is None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from compress.errors import UserError
-from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
+from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export, with_noise
 from compress.grid_names import GROUPS, integer_name
 
 if TYPE_CHECKING:
@@ -106,8 +106,6 @@ class ExecutorchExport(Export):
         pipeline, emulated, apart = expected(checkpoint, self, ids, load)
         if self.type is EIGHT_FOUR:
             scheme = "weights as written, activations rounded to 8 bits per token with a zero point"
-            if 2 * apart > SAME_SCHEME:  # no reason to pass, but one that the reader of a failure should know
-                scheme += f"; two such computations that differ in last bits alone are {apart:.1e} apart on this model"
-            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, with_noise(scheme, apart))
         scheme = "the same weights decoded, activations as they are" if emulated is not None else ""
         return Expectation(pipeline, self.within(SAME_FP32), emulated, scheme)

@@ -22,7 +22,7 @@ from compress.checkpoint import PLAN
 from compress.data.windows import readable
 from compress.errors import UserError
 from compress.export.embedding import Int8Embedding
-from compress.export.emulate import answer, rounded_inputs, tokens_to_asymmetric_int8
+from compress.export.emulate import answer, last_bits_moved, rounded_inputs, tokens_to_asymmetric_int8
 from compress.export.executorch.program import Program, lowered
 from compress.export.executorch.settings import EIGHT_FOUR, FILE, ExecutorchExport
 from compress.export.executorch.smooth import smooth
@@ -199,11 +199,6 @@ def expected(
         emulated = answer(model, ids)
     if not codes:
         return pipeline, emulated, 0.0
-    with rounded_inputs(model, dict.fromkeys(codes, last_bits_moved)):
+    with rounded_inputs(model, dict.fromkeys(codes, lambda x: tokens_to_asymmetric_int8(last_bits_moved(x)))):
         again = answer(model, ids)
     return pipeline, emulated, compare(emulated, again, math.inf).mean_kl
-
-
-def last_bits_moved(x: Tensor) -> Tensor:
-    """What XNNPACK makes of an input that came out of sums in another order."""
-    return tokens_to_asymmetric_int8(x * (1 + 2 * torch.finfo(x.dtype).eps))

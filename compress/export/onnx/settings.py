@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional
 
-from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export
+from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export, with_noise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,9 +89,9 @@ class OnnxExport(Export):
         """The pipeline's model in fp32, and where it computes something else the exported one in torch."""
         from compress.export.onnx.write import expected
 
-        pipeline, emulated = expected(checkpoint, self, ids, load)
+        pipeline, emulated, apart = expected(checkpoint, self, ids, load)
         if OnnxType.int8 in (self.type, self.outer):
             scheme = "INT8 weights, INT8 activations per token"
-            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, scheme)
+            return Expectation(pipeline, self.within(SAME_SCHEME), emulated, with_noise(scheme, apart))
         scheme = "the same weights decoded, activations as they are" if emulated is not None else ""
         return Expectation(pipeline, self.within(SAME_FP32), emulated, scheme)

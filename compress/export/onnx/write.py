@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ from compress.arch.linears import linear_paths
 from compress.checkpoint import PLAN
 from compress.errors import UserError
 from compress.export.embedding import Int8Embedding
-from compress.export.emulate import answer
+from compress.export.emulate import answer, last_bits_moved, rounded_inputs
 from compress.export.onnx.graph import traced
 from compress.export.onnx.int8 import Int8Product
 from compress.export.onnx.settings import FILE, OnnxExport, OnnxType
 from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
+from compress.export.verify import compare
 from compress.grids import Encoded, Grid, Int8
 from compress.runtime.int8 import Int8Linear
 from compress.runtime.modules import replace_module
@@ -92,9 +94,21 @@ def _on_int8(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool
 
 
 @torch.no_grad()
-def expected(checkpoint: Checkpoint, settings: OnnxExport, ids: Tensor, load: Load) -> tuple[Tensor, Tensor | None]:
-    """Logits [length, vocab] of the pipeline's model, and of the exported one in torch where that is another."""
+def expected(
+    checkpoint: Checkpoint, settings: OnnxExport, ids: Tensor, load: Load
+) -> tuple[Tensor, Tensor | None, float]:
+    """Logits [length, vocab] of the pipeline's model, and of the exported one in torch where that is another.
+
+    The number is how far two exact computations of the exported model may be apart, as mean KL in nats.
+    """
     pipeline = answer(load(checkpoint, torch.float32), ids)
     if OnnxType.int8 not in (settings.type, settings.outer) and computes_plainly(checkpoint):
-        return pipeline, None
-    return pipeline, answer(exported_model(checkpoint, settings), ids)
+        return pipeline, None, 0.0
+    model = exported_model(checkpoint, settings)
+    emulated = answer(model, ids)
+    products = [name for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    if not products:
+        return pipeline, emulated, 0.0
+    with rounded_inputs(model, dict.fromkeys(products, last_bits_moved)):
+        again = answer(model, ids)
+    return pipeline, emulated, compare(emulated, again, math.inf).mean_kl

@@ -66,7 +66,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title(report)}",
-        "## What was done\n\n" + done,
+        "## What was done\n\n" + (done or "Nothing but the format: the weights are those of the original."),
         "## What it cost\n\n" + table(form.HEADER[:-1], rows),
         "\n".join(f"- {sentence}" for sentence in form.healing(report)),
         f"{report['protocol']} KL is to the original, in nats per token. Text: {last_name(report['text']['origin'])}",
@@ -86,7 +86,8 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
 
 def title(report: Mapping[str, Any]) -> str:
     """What the artifact is."""
-    return f"{report['model']['name'].rstrip('/').rpartition('/')[2]}, compressed by {report['pipeline']}"
+    name: str = report["model"]["name"].rstrip("/").rpartition("/")[2]
+    return f"{name}, compressed by {report['pipeline']}" if report["stages"] else name
 
 
 def header(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> ModelCardData:

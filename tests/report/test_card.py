@@ -60,6 +60,13 @@ def test_a_local_model_is_no_base_model_of_the_hub() -> None:
         assert read.text.lstrip().startswith("# model, compressed by")
 
 
+def test_a_model_that_was_only_exported_is_not_called_compressed() -> None:
+    report = full() | {"stages": []}
+    text = card.render(report, report["artifacts"][0])
+    assert "\n# Model-67M\n" in text and "compressed by" not in text
+    assert "Nothing but the format" in text
+
+
 def test_it_says_every_figure() -> None:
     text = rendered()
     for name in ("original", "prune", "distill", "quant", "recover", "this artifact"):

@@ -30,6 +30,12 @@ def test_every_section_is_there_in_order(page: str) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_a_model_that_was_only_exported_is_not_called_compressed() -> None:
+    text = Page(render(full() | {"stages": []})).all_text()
+    assert "As it is, in the formats asked for." in text and "What each format costs" in text
+    assert "Compressed by" not in text and "each stage cost" not in text
+
+
 def test_it_says_what_came_of_the_run(page: str) -> None:
     text = Page(page).all_text()
     for said in (

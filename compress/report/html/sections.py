@@ -18,7 +18,7 @@ TEXTS = (("", "held-out", FIRST), ("second_", "other text", SECOND))
 def headline(report: Mapping[str, Any]) -> str:
     """Which model, what was done to it, and the figures most people come for."""
     model, final, baseline = report["model"], report["final"], report["baseline"]
-    chain = " → ".join(stage["name"] for stage in report["stages"]) or "nothing"
+    chain = " → ".join(stage["name"] for stage in report["stages"])
     tiles = [
         tile("size", form.size(final["bytes"]), form.size(baseline["bytes"]), fewer(baseline["bytes"], final["bytes"])),
         tile(
@@ -48,9 +48,10 @@ def headline(report: Mapping[str, Any]) -> str:
     of_source = final["bytes_of_source_file"]
     share = f"The result takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
     share += f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else "."
+    lead = f"Compressed by {report['pipeline']}: {chain}." if chain else "As it is, in the formats asked for."
     return (
         f"<header><h1>{esc(model['name'])}</h1>"
-        + paragraph(f"Compressed by {report['pipeline']}: {chain}.", "lead")
+        + paragraph(lead, "lead")
         + f'<div class="tiles">{"".join(tiles)}</div>'
         + verdict(report)
         + paragraph(share, "note")
@@ -111,7 +112,7 @@ def stages(report: Mapping[str, Any]) -> str:
     )
     return section(
         "stages",
-        "What each stage cost and won back",
+        "What each stage cost and won back" if report["stages"] else "What each format costs",
         figures(
             figure(
                 "chart-kl",

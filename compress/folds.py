@@ -4,9 +4,11 @@ the rounding of norms and weights in the type they are stored in.
     AWQ           s_j = mean |x_j|^a                      weights of salient inputs grow, so rounding costs them less
     SmoothQuant   s_j = max |x_j|^a / max |w_j|^(1 - a)   loud inputs shrink, so one INT8 scale per token suits them all
 
-x are a linear layer's inputs, w its weights. The exponent a is searched for every edge: the one with the least error of
-the outputs, with the weights on their grid and the inputs as they will run. The scale ends up in the norm or projection
-in front (`arch` lists the edges where that is exact), so the result is a plain checkpoint.
+x are a linear layer's inputs, w its weights. Where the weights become INT8 too, |x_j| is taken as a share of its
+token's largest, and the mean of the shares' fourth powers stands for the maximum, that of a few first tokens alone.
+The exponent a is searched for every edge: the one with the least error of the outputs, with the weights on their grid
+and the inputs as they will run. The scale ends up in the norm or projection in front (`arch` lists the edges where that
+is exact), so the result is a plain checkpoint.
 
 AWQ: arXiv 2306.00978, eq. 4-5. SmoothQuant: arXiv 2211.10438, eq. 4.
 """
@@ -22,11 +24,11 @@ from torch import Tensor
 
 from compress.arch import Shape, adapter_for
 from compress.arch.modules import Fold
-from compress.grids import Grid, level_of, value_of
+from compress.grids import Grid, Int8, level_of, value_of
 from compress.grids.int8 import fake_quantize
 from compress.layerwise import Layers, inputs_and_output
 
-EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 FOLD_TOKENS = 4096
 """Tokens that the scales of a layer are searched on."""
 SAMPLE = 1024
@@ -138,7 +140,11 @@ def best_scale(edge: Edge, inputs: Tensor, grids: Mapping[int, Grid], smooth: bo
     """
     x = inputs.float()
     weights = [(t.weight.t() if edge.conv1d else t.weight).float() for t in edge.targets]
-    loud = x.abs().amax(0).clamp_min(1e-5) if smooth else x.abs().mean(0).clamp_min(1e-5)
+    if smooth and all(isinstance(grid, Int8) for grid in grids.values()):
+        shares = x.abs() / x.abs().amax(1, keepdim=True).clamp_min(1e-5)
+        loud = shares.pow(4).mean(0).pow(0.25).clamp_min(1e-5)
+    else:
+        loud = (x.abs().amax(0) if smooth else x.abs().mean(0)).clamp_min(1e-5)
     strong = torch.stack([w.abs().amax(0) for w in weights]).amax(0).clamp_min(1e-5)
     rows = x[torch.linspace(0, len(x) - 1, min(SAMPLE, len(x))).long()]
     outputs = [rows @ w.t() for w in weights]

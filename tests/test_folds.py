@@ -107,6 +107,16 @@ def test_best_scale_lowers_the_error_it_is_searched_for(smooth: bool) -> None:
     assert scale[9] == scale.max()
 
 
+def test_a_few_massive_tokens_do_not_choose_the_scale_of_all_others() -> None:
+    """Two tokens are massive in a channel that is silent elsewhere; another channel is loud in every other token."""
+    edge, x = outlier_problem()
+    x[:2] *= 0.01
+    x[:2, 5] = 2000
+    grids = {i: grid_named("int8") for i in range(len(edge.targets))}
+    scale = best_scale(edge, x, grids, smooth=True, int8_inputs=True)
+    assert scale[9] == scale.max() and scale[5] < 1.5 * scale.median()
+
+
 def test_heads_of_a_group_share_a_scale() -> None:
     _, model = tiny("llama")
     edge = next(e for _, e in edges_of(model, 0) if e.heads is not None)
@@ -124,8 +134,8 @@ def test_dead_and_loud_channels_give_finite_scales() -> None:
     edge, x = outlier_problem()
     x[:, 3] = 0
     x[:, 4] = 1e4
-    grids = {i: grid_named("int4_g64") for i in range(len(edge.targets))}
-    for smooth in (True, False):
+    for name, smooth in (("int4_g64", True), ("int4_g64", False), ("int8", True)):
+        grids = {i: grid_named(name) for i in range(len(edge.targets))}
         for inputs in (x, torch.zeros_like(x), x[:1]):
             scale = best_scale(edge, inputs, grids, smooth, smooth)
             assert bool((scale > 0).all()) and bool(scale.isfinite().all())

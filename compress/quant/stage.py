@@ -108,7 +108,7 @@ class Quantizing(ABC):
     """rtn, search or gptq."""
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
 
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     takes: ClassVar[frozenset[str]] = frozenset({DENSE})
     scaling: ClassVar[Scaling] = Scaling.none

@@ -14,7 +14,9 @@ from compress.errors import UserError
 from compress.export import probe
 from compress.export.manifest import write_manifest
 from compress.export.onnx.settings import DATA, FILE, OnnxExport, OnnxType
+from compress.stage import DENSE
 from tests.export.written import exported, load
+from tests.models import save
 
 onnx = pytest.importorskip("onnx", reason="pip install 'compress[runtimes]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install 'compress[runtimes]'")
@@ -159,3 +161,19 @@ def test_what_exact_int8_computations_differ_by_is_said_and_excuses_nothing(
     assert told.tolerance == 1e-2 and "apart on this model" in told.scheme
     exact = OnnxExport().expect(checkpoint, IDS, load)
     assert exact.tolerance == 1e-4 and exact.emulated is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rotated_int8_loses_less_than_plain_int8(name: str, tmp_path: Path) -> None:
+    from compress.export.onnx.write import expected
+    from compress.export.verify import compare
+
+    family, overrides = MODELS[name]
+    save(family, tmp_path, **overrides)
+    checkpoint = Checkpoint(tmp_path, frozenset({DENSE}))
+    lost = {}
+    for rotate in (True, False):
+        pipeline, emulated, _ = expected(checkpoint, OnnxExport(type=OnnxType.int8, rotate=rotate), IDS, load)
+        assert emulated is not None
+        lost[rotate] = compare(pipeline, emulated, 1.0).mean_kl
+    assert lost[True] < lost[False] < 1e-2, lost

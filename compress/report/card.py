@@ -48,6 +48,8 @@ LIBRARIES = {
 """Runtime -> its name in the Hub's list of libraries (huggingface.js, model-libraries.ts); others are not in it."""
 FORMAT_TAGS = {"gguf": "gguf", "onnx": "onnx", "executorch": "executorch", "compressed_tensors": "compressed-tensors"}
 
+UNCHANGED = "Nothing but the format: no stage changed the weights, and a smaller format rounds them."
+
 
 def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     """README.md in the Hub's format.
@@ -66,7 +68,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title(report)}",
-        "## What was done\n\n" + (done or "Nothing but the format: the weights are those of the original."),
+        "## What was done\n\n" + (done or UNCHANGED),
         "## What it cost\n\n" + table(form.HEADER[:-1], rows),
         "\n".join(f"- {sentence}" for sentence in form.healing(report)),
         f"{report['protocol']} KL is to the original, in nats per token. Text: {last_name(report['text']['origin'])}",

@@ -122,6 +122,8 @@ class Config:
     """The model to be like; by default the one the run starts from. +model@teacher=hf teacher.path=DIR_OR_ID"""
     stages: dict[str, Any] = field(default_factory=dict)
     """The stages that change weights, in order."""
+    needs_stages: bool = True
+    """Refuse a run without stages, as a mistake; +pipeline=export, the model as it is, says false."""
     train: Training = field(default_factory=Training)
     """Shared by all training stages, but for rate and schedule: `stages.<name>.train` overrides it for one."""
     evaluate: Evaluation = field(default_factory=Evaluation)
@@ -182,8 +184,7 @@ def build(composed: Any) -> Config:
         config.sweep.check_measured(config.evaluate.speed)
         # a sweep can leave a stage out: stages.recover=null
         config.stages = {name: stage for name, stage in config.stages.items() if stage is not None}
-        named = config.name != Config.name  # by a pipeline: export has none
-        if not config.stages and not named and config.mode is not Mode.estimate:
+        if not config.stages and config.needs_stages and config.mode is not Mode.estimate:
             raise UserError("no stages to run.", f"Choose a pipeline:\n{listing()}")
         _check_groups(config)
         for name, stage in config.stages.items():

@@ -56,8 +56,10 @@ def test_refused(overrides: list[str], said: str) -> None:
 def test_a_stage_can_be_left_out() -> None:
     stages = build(compose(["+pipeline=prune_distill", "stages.recover=null"])).stages
     assert list(stages) == ["prune", "compensate", "distill", "quant"]
-    with pytest.raises(UserError):
-        build(compose(["+pipeline=nf4", "stages.quant=null"]))
+    for nothing_left in (["+pipeline=nf4", "stages.quant=null"], ["name=mine"]):
+        with pytest.raises(UserError, match="no stages"):
+            build(compose(nothing_left))
+    assert not build(compose(["+pipeline=export", "name=mine"])).stages
 
 
 def test_threads_are_divided(monkeypatch: pytest.MonkeyPatch) -> None:

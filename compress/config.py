@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Optional
 
@@ -151,6 +152,7 @@ class Config:
             raise UserError(f"seed={self.seed} must be from 0 to {(1 << 32) - 1}.")
 
 
+@cache
 def register() -> None:
     """Put every dataclass into Hydra's ConfigStore, so that types, unknown keys and Enum values are checked."""
     from hydra.core.config_store import ConfigStore

@@ -26,7 +26,7 @@ def check_blockwise() -> None:
     for kind in ("nf4", "fp4"):
         for block in (32, 64, 4096):
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
-                for count in (1, 63, 65, 2049, 5003):
+                for count in (1, 63, 65, 2049, 5003) if dtype == torch.float32 else (65, 5003):
                     w = torch.randn(count, generator=generator).mul(0.02).to(dtype)
                     if count == 5003:
                         w[7], w[300], w[64:128] = float("nan"), float("inf"), 0.0
@@ -38,10 +38,14 @@ def check_bounds() -> None:
     generator = torch.Generator().manual_seed(0)
     for kind in ("nf4", "fp4"):
         bounds = code_table(kind, torch.device("cpu")).bounds
+        blocks = []
         for scale in torch.rand(40, generator=generator):
             near = torch.cat([scale.view(1), bounds * scale, torch.nextafter(bounds * scale, torch.ones(()))])
-            check_tensor(near, 64, kind)  # one incomplete block, which divides
-            check_tensor(torch.cat([near, near, near[:2]]), 64, kind)  # one complete block
+            blocks.append(torch.cat([near, near, near[:2]]))
+        assert {len(block) for block in blocks} == {64}
+        check_tensor(torch.cat(blocks), 64, kind)
+        for block in blocks[:8]:
+            check_tensor(block[:31], 64, kind)  # one incomplete block, which divides
 
 
 def check_tensor(w: Tensor, block: int, kind: str) -> None:
@@ -78,7 +82,8 @@ def check_rows() -> None:
                 labels = torch.randint(0, vocab, (4,), generator=generator)
                 labels[2] = -100
                 chosen_terms = [*((labels, terms) for terms in DIVERGENCES), (None, DIVERGENCES[-1])]
-                for chosen, terms in chosen_terms if dtype == torch.float32 else chosen_terms[-2:]:
+                all_terms = dtype == torch.float32 and temperature != 1.0
+                for chosen, terms in chosen_terms if all_terms else chosen_terms[-2:]:
                     options = (teacher, chosen, temperature, terms, 0.3, True, True)
                     requests = [RowRequest(student.clone(), *options) for _ in range(2)]
                     actual = triton_backend.divergence_rows(requests[0])
@@ -93,10 +98,10 @@ def check_rows() -> None:
 
 
 def check_sweep() -> None:
-    for shape in ((1, 1), (3, 17), (33, 40)):
+    for rows, columns in ((1, 1), (3, 17), (33, 40)):
         for table in TABLES:
-            for anchored, shifted in ((False, False), (True, False), (True, True)):
-                asked = request(*shape, table, anchored, shifted)
+            for anchored, shifted in ((True, True), (True, False), (False, False))[: 3 if rows < 33 else 1]:
+                asked = request(rows, columns, table, anchored, shifted)
                 got, wanted = triton_backend.sweep_columns(asked), reference.sweep_columns(asked)
                 for name in ("levels", "aimed", "moved"):
                     same(getattr(got, name), getattr(wanted, name))

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Optional
 
+from compress.errors import UserError
 from compress.export.base import SAME_FP32, SAME_SCHEME, Expectation, Export, with_noise
 
 if TYPE_CHECKING:
@@ -27,6 +28,14 @@ class OnnxType(str, Enum):
     int8 = "int8"
 
 
+class Activations(str, Enum):
+    """What the inputs of INT8 products are rounded to, per token."""
+
+    int8 = "int8"
+    int16 = "int16"
+    """Two INT8 parts: the products of many tokens take twice as long, those of one hardly longer."""
+
+
 @dataclass
 class OnnxExport(Export):
     """An ONNX graph with a KV cache, for onnxruntime, of every family.
@@ -43,6 +52,8 @@ class OnnxExport(Export):
     rotate: bool = True
     """int8: dense weights and their inputs are rotated in blocks of 64 before they are rounded, so that no channel is
     louder than the others (QuaRot). What has codes already stays as it is."""
+    activations: Optional[Activations] = None  # noqa: UP045
+    """int8: of the inputs of the products. By default int8 where the weights are rotated, int16 where they are not."""
 
     format: ClassVar[str] = "onnx"
     usage: ClassVar[str] = (
@@ -56,6 +67,19 @@ class OnnxExport(Export):
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     seconds_a_layer: ClassVar[float] = 4.0
     install: ClassVar[str] = "pip install 'compress[runtimes]' (or onnx, onnxscript and onnxruntime)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.activations is not None and OnnxType.int8 not in (self.type, self.outer):
+            raise UserError(
+                f"activations={self.activations.value}, but this graph has no INT8 product to round the inputs of.",
+                "Give type=int8 as well, or leave it out.",
+            )
+
+    def _rounded(self) -> str:
+        if self.activations is None:
+            return "INT8 (in two parts where the weights are not rotated)"
+        return "INT8" if self.activations is Activations.int8 else "INT16 (two INT8 parts)"
 
     def check_grids(self, grids: Grids) -> None:
         """INT8 products need the INT8 grid, or dense weights to round."""
@@ -91,7 +115,7 @@ class OnnxExport(Export):
 
         pipeline, emulated, apart = expected(checkpoint, self, ids, load)
         if OnnxType.int8 in (self.type, self.outer):
-            scheme = "INT8 weights, INT8 activations per token"
+            scheme = f"INT8 weights, {self._rounded()} activations per token"
             return Expectation(pipeline, self.within(SAME_SCHEME), emulated, with_noise(scheme, apart))
         scheme = "the same weights decoded, activations as they are" if emulated is not None else ""
         return Expectation(pipeline, self.within(SAME_FP32), emulated, scheme)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
@@ -16,8 +17,8 @@ from compress.errors import UserError
 from compress.export.embedding import Int8Embedding
 from compress.export.emulate import answer, last_bits_moved, rounded_inputs
 from compress.export.onnx.graph import traced
-from compress.export.onnx.int8 import Int8Product
-from compress.export.onnx.settings import FILE, OnnxExport, OnnxType
+from compress.export.onnx.int8 import Int8Product, TwoParts
+from compress.export.onnx.settings import FILE, Activations, OnnxExport, OnnxType
 from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.export.verify import compare
@@ -75,9 +76,19 @@ def exported_model(checkpoint: Checkpoint, settings: OnnxExport) -> Any:
             parts = {**parts, "codes": model.get_submodule(path).codes}
         for layer in layers:
             bias = model.get_submodule(layer).bias
-            product = Int8Linear(parts["codes"], parts["absmax"], None if bias is None else bias.data)
-            replace_module(model, layer, Rotated(product, product.in_features) if rotated else product)
+            replace_module(model, layer, _product(parts, None if bias is None else bias.data, rotated, settings))
     return model
+
+
+def _product(parts: Mapping[str, Tensor], bias: Tensor | None, rotated: bool, settings: OnnxExport) -> nn.Module:
+    """What multiplies with codes int8 [out, in]."""
+    activations = settings.activations or (Activations.int8 if rotated else Activations.int16)
+    product: nn.Module
+    if activations is Activations.int16:
+        product = TwoParts(Int8Linear(parts["codes"], parts["absmax"], None), bias)
+    else:
+        product = Int8Linear(parts["codes"], parts["absmax"], bias)
+    return Rotated(product, parts["codes"].shape[1]) if rotated else product
 
 
 def _on_int8(name: str, value: Tensor | Encoded, grid: Grid | None, turned: bool, rotated: bool) -> Encoded:
@@ -106,7 +117,7 @@ def expected(
         return pipeline, None, 0.0
     model = exported_model(checkpoint, settings)
     emulated = answer(model, ids)
-    products = [name for name, module in model.named_modules() if isinstance(module, Int8Linear)]
+    products = [name for name, module in model.named_modules() if isinstance(module, (Int8Linear, TwoParts))]
     if not products:
         return pipeline, emulated, 0.0
     with rounded_inputs(model, dict.fromkeys(products, last_bits_moved)):

@@ -202,11 +202,13 @@ def _keep_layers(config: Config, layers: Sequence[int], total: int) -> None:
 
 def _validate(config: Config, family: str) -> None:
     """Run the checks transformers will run when it loads the config (Llama: width must be a multiple of the heads)."""
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         config.validate()
-    except StrictDataclassError as error:
+    except Exception as error:
+        from huggingface_hub.errors import StrictDataclassError  # a tenth of a second, of a second and a half
+
+        if not isinstance(error, StrictDataclassError):
+            raise
         reason = str(error).rpartition("ValueError: ")[2]
         raise UserError(
             f"transformers refuses a {family} config of these sizes: {reason}",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -89,27 +90,28 @@ class Format:
 
     def _four_bit(self, name: str, out: int, width: int, dtype: str) -> list[Stored]:
         blocks = -(-out * width // self.block)
-        state: dict[str, object] = {
-            "quant_type": self.kind, "blocksize": self.block, "dtype": dtype, "shape": [out, width],
-        }  # fmt: skip
         tensors = [
             Stored(name, "U8", (-(-out * width // 2), 1)),
             Stored(f"{name}.absmax", "U8" if self.double_quant else "F32", (blocks,)),
             Stored(f"{name}.quant_map", "F32", (16,)),
         ]
         if self.double_quant:
-            # the offset is a float of any value: its usual number of digits
-            state |= {
-                "nested_blocksize": NESTED_BLOCK,
-                "nested_dtype": "float32",
-                "nested_offset": 0.0123456789012345678,
-            }
             tensors += [
                 Stored(f"{name}.nested_absmax", "F32", (-(-blocks // NESTED_BLOCK),)),
                 Stored(f"{name}.nested_quant_map", "F32", (256,)),
             ]
-        size = len(json.dumps(state).encode())
+        size = _state_bytes(self.kind, self.block, dtype, out, width, self.double_quant)
         return [*tensors, Stored(f"{name}.quant_state.bitsandbytes__{self.kind}", "U8", (size,))]
+
+
+@cache
+def _state_bytes(kind: str, block: int, dtype: str, out: int, width: int, double_quant: bool) -> int:
+    """Size of what bitsandbytes keeps of a weight as JSON."""
+    state: dict[str, object] = {"quant_type": kind, "blocksize": block, "dtype": dtype, "shape": [out, width]}
+    if double_quant:
+        # the offset is a float of any value: its usual number of digits
+        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": 0.0123456789012345678}
+    return len(json.dumps(state).encode())
 
 
 DENSE = Format()

@@ -78,8 +78,8 @@ class OnnxExport(Export):
 
     def _rounded(self) -> str:
         if self.activations is None:
-            return "INT8 (in two parts where the weights are not rotated)"
-        return "INT8" if self.activations is Activations.int8 else "INT16 (two INT8 parts)"
+            return "INT8, in two parts where the weights are not rotated"
+        return "INT8" if self.activations is Activations.int8 else "INT8, in two parts"
 
     def check_grids(self, grids: Grids) -> None:
         """INT8 products need the INT8 grid, or dense weights to round."""
@@ -115,7 +115,7 @@ class OnnxExport(Export):
 
         pipeline, emulated, apart = expected(checkpoint, self, ids, load)
         if OnnxType.int8 in (self.type, self.outer):
-            scheme = f"INT8 weights, {self._rounded()} activations per token"
+            scheme = f"INT8 weights, activations per token in {self._rounded()}"
             return Expectation(pipeline, self.within(SAME_SCHEME), emulated, with_noise(scheme, apart))
         scheme = "the same weights decoded, activations as they are" if emulated is not None else ""
         return Expectation(pipeline, self.within(SAME_FP32), emulated, scheme)

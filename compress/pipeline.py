@@ -86,11 +86,6 @@ class Run:
         self.device = preparation.check_device(config.device.value)
         self.exports = Artifacts(config.export, self.progress)
         check_at_once(config, self.exports, self.device)
-        with self.progress.bar("reading the text (fetched once, then from the cache)", 1) as advance:
-            self.corpus: Corpus = config.data.load()
-            with speaking_of("data", "second"):
-                self.second: Corpus = config.second.load()
-            advance(1)
         with self.progress.bar("reading the model (fetched once, then from the cache)", 1) as advance:
             with speaking_of("model", "teacher"):
                 teacher = config.teacher and config.teacher.resolve()
@@ -104,6 +99,11 @@ class Run:
         parameters = total_parameters(self.first.checkpoint.config)
         preparation.check_disk(self.cache, preparation.disk_needed(config.stages, parameters), "COMPRESS_CACHE=DIR")
         preparation.check_disk(self.output, 2 * parameters * max(1, len(config.export)), "output=DIR")
+        with self.progress.bar("reading the text (fetched once, then from the cache)", 1) as advance:
+            self.corpus: Corpus = config.data.load()
+            with speaking_of("data", "second"):
+                self.second: Corpus = config.second.load()
+            advance(1)
         self.fabric = self._fabric()
         self.run_key = {"seed": config.seed} | machine_inputs(self.device, self.threads)
         self.evaluator = Evaluator(

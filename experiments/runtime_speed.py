@@ -10,16 +10,15 @@ time, round by round, and the best round counts. Rows are appended to results/ru
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from contextlib import ExitStack
 from pathlib import Path
 
+from tables import append_row
+
 from compress.export import probe
 from compress.export.fresh import FreshProcess
 from compress.preparation import available_threads
-
-RESULTS = Path(__file__).parent / "results" / "runtime_speed.csv"
 
 
 def main() -> None:
@@ -58,13 +57,7 @@ def main() -> None:
     ]
     for row in rows:
         print(row, flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+        append_row("runtime_speed", row)
 
 
 def weights(folder: Path) -> list[Path]:

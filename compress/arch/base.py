@@ -205,7 +205,7 @@ def _validate(config: Config, family: str) -> None:
     try:
         config.validate()
     except Exception as error:
-        from huggingface_hub.errors import StrictDataclassError  # a tenth of a second, of a second and a half
+        from huggingface_hub.errors import StrictDataclassError  # slow to import: only where it is needed
 
         if not isinstance(error, StrictDataclassError):
             raise

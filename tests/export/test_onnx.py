@@ -18,7 +18,7 @@ from compress.command import run_overrides
 from compress.errors import UserError
 from compress.export import probe
 from compress.export.manifest import write_manifest
-from compress.export.onnx.settings import DATA, FILE, Activations, OnnxExport, OnnxType
+from compress.export.onnx.settings import DATA, FILE, InputType, OnnxExport, OnnxType
 from compress.stage import DENSE
 from tests.export.written import exported, load
 from tests.models import save
@@ -111,13 +111,16 @@ def test_codes_that_are_given_read_inputs_in_two_parts(family: str, tmp_path: Pa
     config, _ = save(family, tmp_path / "named", **one_layer)
     on_int8 = dict.fromkeys([*linear_paths(config), adapter_for(config).modules.embedding], "int8")
     checkpoint, _, _ = quantized(family, tmp_path / "q", on_int8, **one_layer)
-    lost = {}
-    for activations in Activations:
+    lost, answers = {}, {}
+    for activations in InputType:
         settings = OnnxExport(type=OnnxType.int8, activations=activations)
         _, emulated, _ = write.expected(checkpoint, settings, IDS, load)
+        answers[activations] = emulated
         lost[activations] = compare(answer(dense_model(checkpoint, torch.float32), IDS), emulated, 1.0).mean_kl
-    assert lost[Activations.int16] < 1e-3 * lost[Activations.int8], lost
+    assert lost[InputType.int16] < 1e-3 * lost[InputType.int8], lost
     settings = OnnxExport(type=OnnxType.int8)
+    _, by_default, _ = write.expected(checkpoint, settings, IDS, load)
+    assert torch.equal(by_default, answers[InputType.int16])
     settings.write(checkpoint, tmp_path / "artifact")
     found = told(checkpoint, tmp_path, settings)
     assert found.verified and found.emulation is not None and found.emulation["mean_kl"] < 1e-6, found
@@ -126,7 +129,7 @@ def test_codes_that_are_given_read_inputs_in_two_parts(family: str, tmp_path: Pa
 
 def test_activations_without_an_int8_product_are_refused() -> None:
     with pytest.raises(UserError, match="activations=int16"):
-        OnnxExport(activations=Activations.int16)
+        OnnxExport(activations=InputType.int16)
 
 
 def test_a_padded_batch_and_nothing_else_changes(written: Written, tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_rotated_int8_loses_less_than_plain_int8(name: str, tmp_path: Path) -> N
     checkpoint = Checkpoint(tmp_path, frozenset({DENSE}))
     lost = {}
     for rotate in (True, False):
-        settings = OnnxExport(type=OnnxType.int8, rotate=rotate, activations=Activations.int8)
+        settings = OnnxExport(type=OnnxType.int8, rotate=rotate, activations=InputType.int8)
         pipeline, emulated, _ = write.expected(checkpoint, settings, IDS, load)
         assert emulated is not None
         lost[rotate] = compare(pipeline, emulated, 1.0).mean_kl

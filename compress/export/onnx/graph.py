@@ -78,8 +78,8 @@ def traced(model: nn.Module, layers: int, kv_heads: int, head_dim: int) -> Any:
 
 
 def _simplify(model: Any) -> None:
-    """What torch's own `optimize` does, without its rewriting: that takes time quadratic in the number of nodes (seven
-    minutes of eleven for thirty layers), and onnxruntime fuses what it wants to when it loads the graph.
+    """What torch's own `optimize` does, without its rewriting: that takes time quadratic in the number of nodes (115 s
+    of 221 for sixteen layers), and onnxruntime fuses what it wants to when it loads the graph.
     """
     from onnx_ir.passes import PassManager, common
     from onnxscript.optimizer import fold_constants

@@ -28,7 +28,7 @@ class OnnxType(str, Enum):
     int8 = "int8"
 
 
-class Activations(str, Enum):
+class InputType(str, Enum):
     """What the inputs of INT8 products are rounded to, per token."""
 
     int8 = "int8"
@@ -52,7 +52,7 @@ class OnnxExport(Export):
     rotate: bool = True
     """int8: dense weights and their inputs are rotated in blocks of 64 before they are rounded, so that no channel is
     louder than the others (QuaRot). What has codes already stays as it is."""
-    activations: Optional[Activations] = None  # noqa: UP045
+    activations: Optional[InputType] = None  # noqa: UP045
     """int8: of the inputs of the products. By default int8 where the weights are rotated, int16 where they are not."""
 
     format: ClassVar[str] = "onnx"
@@ -79,7 +79,7 @@ class OnnxExport(Export):
     def _rounded(self) -> str:
         if self.activations is None:
             return "INT8, in two parts where the weights are not rotated"
-        return "INT8" if self.activations is Activations.int8 else "INT8, in two parts"
+        return "INT8" if self.activations is InputType.int8 else "INT8, in two parts"
 
     def check_grids(self, grids: Grids) -> None:
         """INT8 products need the INT8 grid, or dense weights to round."""

@@ -18,7 +18,7 @@ from compress.export.embedding import Int8Embedding
 from compress.export.emulate import answer, last_bits_moved, rounded_inputs
 from compress.export.onnx.graph import traced
 from compress.export.onnx.int8 import Int8Product, TwoParts
-from compress.export.onnx.settings import FILE, Activations, OnnxExport, OnnxType
+from compress.export.onnx.settings import FILE, InputType, OnnxExport, OnnxType
 from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
 from compress.export.verify import compare
@@ -82,9 +82,9 @@ def exported_model(checkpoint: Checkpoint, settings: OnnxExport) -> Any:
 
 def _product(parts: Mapping[str, Tensor], bias: Tensor | None, rotated: bool, settings: OnnxExport) -> nn.Module:
     """What multiplies with codes int8 [out, in]."""
-    activations = settings.activations or (Activations.int8 if rotated else Activations.int16)
+    activations = settings.activations or (InputType.int8 if rotated else InputType.int16)
     product: nn.Module
-    if activations is Activations.int16:
+    if activations is InputType.int16:
         product = TwoParts(Int8Linear(parts["codes"], parts["absmax"], None), bias)
     else:
         product = Int8Linear(parts["codes"], parts["absmax"], bias)

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from compress.stage import Progress
 
 
+VERSION = 1
+"""Of how it is written: another one makes text, and what was made from it, anew."""
+
+
 @dataclass
 class OwnText:
     """Written when it is first asked for."""
@@ -31,9 +35,14 @@ class OwnText:
     _windows: Tensor | None = field(default=None, init=False)
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """What it depends on besides the run."""
+        return asdict(self.settings) | {"original": self.original.key, "version": VERSION}
+
+    @property
     def key(self) -> str:
         """Identifies the text."""
-        return content_key({"own": asdict(self.settings), "original": self.original.key, **self.run})
+        return content_key({"own": self.inputs, **self.run})
 
     def written(self) -> bool:
         """Whether the store has it."""

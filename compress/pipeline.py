@@ -6,7 +6,6 @@ import gc
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +150,8 @@ class Run:
 
     def _stage(self, name: str, stage: Stage, current: Known, dense: Known) -> Known:
         """The result of one stage, from the store or made now; its row goes into the report."""
-        own = asdict(self.config.own_text) | {"original": self.original.key}
         reads = {
-            TEXT: {"text": self.corpus.fingerprint, "own": own},
+            TEXT: {"text": self.corpus.fingerprint, "own": self.own_text.inputs},
             TEACHER: self.original.key,
             DENSE_PARENT: dense.key,
         }

@@ -5,47 +5,75 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from compress.errors import UserError
 
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
-    """Greedy answers, through the chat template where there is one; one prompt at a time, so that no padding enters."""
-    answers = []
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.generation_config.eos_token_id
-    for prompt in prompts:
-        ids = _asked(tokenizer, prompt)
-        ids = {"input_ids": ids["input_ids"].to(model.device), "attention_mask": ids["attention_mask"].to(model.device)}
-        limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-        room = min(tokens, limit - ids["input_ids"].shape[1])
-        if room < 1:
-            answers.append("")  # the prompt alone is longer than the model can read
-            continue
-        out = model.generate(**ids, max_new_tokens=room, do_sample=False, eos_token_id=end, pad_token_id=end)
-        written = out[0, ids["input_ids"].shape[1] :]
-        answers.append(tokenizer.decode(written, skip_special_tokens=True).strip())
+    """Greedy answers, through the chat template where there is one, all written together.
+
+    Args:
+        model: causal language model.
+        tokenizer: its tokenizer.
+        prompts: questions; one that says nothing, or is longer than the model can read, has "" for an answer.
+        tokens: the longest answer.
+
+    Raises:
+        UserError: the chat template refuses a question.
+    """
+    asked = [_asked(tokenizer, prompt) for prompt in prompts]
+    limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    answers = [""] * len(prompts)
+    together = [i for i, ids in enumerate(asked) if ids and len(ids) + tokens <= limit]
+    # a prompt that leaves little room would shorten the others' answers too
+    alone = [[i] for i, ids in enumerate(asked) if len(ids) < limit < len(ids) + tokens]
+    for group in filter(None, [together, *alone]):
+        room = min(tokens, limit - max(len(asked[i]) for i in group))
+        for i, written in zip(group, _continued(model, tokenizer, [asked[i] for i in group], room), strict=True):
+            answers[i] = tokenizer.decode(written, skip_special_tokens=True).strip()
     return answers
 
 
-def _asked(tokenizer: Any, prompt: str) -> Any:
+def _continued(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> Tensor:
+    """What follows prompts of any lengths, padded on the left: [prompts, at most `tokens`]."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.generation_config.eos_token_id
+    widest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (widest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (widest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    out: Tensor = model.generate(
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    return out[:, widest:]
+
+
+def _asked(tokenizer: Any, prompt: str) -> list[int]:
     """The prompt's tokens, in the chat template where there is one.
 
     Raises:
         UserError: the template cannot be filled in.
     """
     if not tokenizer.chat_template:
-        return tokenizer(prompt, return_tensors="pt")
+        plain: list[int] = tokenizer(prompt)["input_ids"]
+        return plain
     from jinja2 import TemplateError
 
     message = [{"role": "user", "content": prompt}]
     try:
-        return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        filled = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
     except TemplateError as error:
         raise UserError(
             f"the model's chat template refuses a question without a system message: {error}.",
             "Mend chat_template.jinja, or ask nothing: evaluate.prompts=[].",
         ) from error
+    ids: list[int] = filled["input_ids"]
+    return ids
 
 
 def repetition(text: str, n: int = 4) -> float:

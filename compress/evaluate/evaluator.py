@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from compress.evaluate.quality import Reference
     from compress.stage import Progress
 
+VERSION = 2
+"""Of how figures are made: another one measures anew."""
 SECOND = "second_"
 """Prefix of the figures on the text of another kind."""
 
@@ -45,6 +47,9 @@ class Evaluator:
     store: Store
     progress: Progress
     device: torch.device
+
+    def __post_init__(self) -> None:
+        self.inputs = {**self.inputs, "version": VERSION}
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -133,15 +138,19 @@ class Evaluator:
         """Perplexity, KL and agreement on every text, and sizes. `weights` identifies the checkpoint's weights."""
 
         def compute() -> dict[str, Any]:
-            from compress.evaluate.quality import measure
+            from compress.evaluate.quality import measure, measure_itself
 
             references = self.references
             total = sum(len(windows) for windows in self.windows.values())
             figures = self.size(checkpoint)
             with self.progress.bar("evaluating", total) as advance:
-                model = self.load(checkpoint, plain)
-                for prefix, reference in references.items():
-                    figures |= measure(model, reference, advance).as_dict(prefix)
+                if checkpoint is self.original and not plain:
+                    found = {p: measure_itself(reference, self.device, advance) for p, reference in references.items()}
+                else:
+                    model = self.load(checkpoint, plain)
+                    found = {p: measure(model, reference, advance) for p, reference in references.items()}
+            for prefix, quality in found.items():
+                figures |= quality.as_dict(prefix)
             return figures
 
         asked = {key: getattr(self.settings, key) for key in ("tokens", "window")}

@@ -13,7 +13,7 @@ The original's hidden states are kept instead of its logits: 2 * width bytes a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -67,12 +67,23 @@ def reference(model: Any, windows: Tensor, advance: Callable[[float], None]) -> 
 @torch.no_grad()
 def measure(model: Any, original: Reference, advance: Callable[[float], None]) -> Quality:
     """Compare `model` with the original on the original's windows."""
-    head, original_head = head_weight(model).detach(), original.head.to(model.device)
-    tally = Tally()
-    for window, state in zip(original.windows, original.hidden, strict=True):
-        ids = window.to(model.device)
-        hidden = last_hidden(model, ids[None])[0]
-        tokens = divergence(hidden[:-1], head, state[:-1].to(model.device), original_head, ids[1:])
+    head = head_weight(model).detach()
+    states = (last_hidden(model, window[None].to(head.device))[0] for window in original.windows)
+    return _compared(states, head, original, advance)
+
+
+def measure_itself(original: Reference, device: torch.device, advance: Callable[[float], None]) -> Quality:
+    """The original beside itself: what `measure` says of it, without running it once more."""
+    states = (state.to(device) for state in original.hidden)
+    return _compared(states, original.head.to(device), original, advance)
+
+
+def _compared(states: Iterable[Tensor], head: Tensor, original: Reference, advance: Callable[[float], None]) -> Quality:
+    """Hidden states [length, width] of every window, and the head that reads them, beside the original's."""
+    tally, original_head = Tally(), original.head.to(head.device)
+    for window, hidden, state in zip(original.windows, states, original.hidden, strict=True):
+        said = window[1:].to(head.device)
+        tokens = divergence(hidden[:-1], head, state[:-1].to(head.device), original_head, said)
         tally.add(tokens.kl, tokens.nll_student, tokens.top1_equal)
         advance(1)
     return tally.quality()

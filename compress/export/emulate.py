@@ -29,6 +29,12 @@ def tokens_to_int8(x: Tensor) -> Tensor:
     return (x / step).clamp(-128, 127).round() * step
 
 
+def tokens_to_symmetric_int8(x: Tensor) -> Tensor:
+    """`compress.runtime.int8`'s dynamic INT8: one step per token, absmax / 127."""
+    step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+    return (x / step).round() * step
+
+
 def range_to_int8(x: Tensor, step: Tensor) -> Tensor:
     """compressed-tensors' static INT8: one given step for all tokens, in the type of `x`."""
     return (x / step).clamp(-128, 127).round() * step

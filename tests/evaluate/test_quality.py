@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from compress.evaluate.answers import repetition
-from compress.evaluate.quality import measure, reference
+from compress.evaluate.quality import measure, measure_itself, reference
 from compress.evaluate.size import count_parameters
 from tests.models import VARIANTS, tiny
 
@@ -38,8 +37,10 @@ def test_equals_a_plain_computation(family: str) -> None:
 def test_original_against_itself() -> None:
     _, model = tiny("llama")
     windows = torch.randint(3, 300, (2, 24))
-    found = measure(model, reference(model, windows, nothing), nothing)
+    seen = reference(model, windows, nothing)
+    found = measure(model, seen, nothing)
     assert found.kl_to_teacher < 1e-6 and found.top1_agreement == 1
+    assert measure_itself(seen, model.device, nothing) == found
 
 
 def test_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
@@ -56,20 +57,3 @@ def test_parameters_are_counted_once(name: str) -> None:
     config, model = tiny(name)
     total, _ = count_parameters(config)
     assert total == sum(p.numel() for p in model.parameters())
-
-
-def test_repetition() -> None:
-    assert repetition("one two three four five six seven") == 0
-    assert repetition("to be or not " * 20) > 0.9
-    assert repetition("") == repetition("two words") == 0
-
-
-def test_what_is_not_a_number_is_not_good() -> None:
-    from compress.evaluate.quality import Tally
-
-    tally = Tally()
-    for bad in (1.0, float("nan")):
-        values = torch.tensor([0.1, bad])
-        tally.add(values, values, torch.tensor([True, False]))
-    found = tally.quality()
-    assert math.isnan(found.kl_to_teacher) and math.isnan(found.ppl)

@@ -37,7 +37,8 @@ class ExecutorchExport(Export):
 
     type: ExecutorchType = FP32
     """fp32: decoded weights; 8da4w: projections INT4 in groups, head and embedding INT8, activations INT8 per token.
-    Codes on the INT4 and INT8 grids are written unchanged, dense weights rounded to nearest."""
+    Codes on the INT4 and INT8 grids are written unchanged, dense weights rounded to nearest; what INT8 codes read is
+    rounded in two INT8 parts."""
     group: int = 32
     """Weights that share a scale when a dense projection becomes INT4: 32, 64 or 128; one whose rows are no whole
     number of groups becomes INT8."""

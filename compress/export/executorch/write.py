@@ -3,7 +3,7 @@
 8da4w: a projection is INT4 in groups with scales in bf16 (the type XNNPACK keeps them in), its input INT8 per token
 with a zero point; the head, and rows that are no whole groups, are INT8 per channel on the same inputs (8da8w).
 Embedding rows are INT8 with one scale each, decoded when looked up. Where a weight is rounded here, its loud channels
-are smoothed first, and what it reads is rotated.
+are smoothed first, and what it reads is rotated; what INT8 codes of the checkpoint's own read is rounded in two parts.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from compress.export.executorch.settings import EIGHT_FOUR, FILE, ExecutorchExpo
 from compress.export.executorch.smooth import smooth
 from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
+from compress.export.two_parts import TwoParts
 from compress.export.verify import compare
 from compress.grids import Encoded, Int8, Integer
 from compress.runtime.modules import replace_module
@@ -91,7 +92,8 @@ def exported_model(checkpoint: Checkpoint, settings: ExecutorchExport) -> tuple[
     if settings.type is not EIGHT_FOUR:
         return model, {}
     _untie(model, modules.head)
-    codes = _own_codes(checkpoint)
+    own = _own_codes(checkpoint)
+    codes = dict(own)
     places = [*linears, modules.head, modules.embedding]
     grids = {path: _grid(model, path, settings.group if path in linears else 0) for path in places if path not in codes}
     if settings.smooth:
@@ -102,6 +104,8 @@ def exported_model(checkpoint: Checkpoint, settings: ExecutorchExport) -> tuple[
         place = _rotated(model, path) if rotated else path
         codes[place] = _unpacked(grid.encode(rotated_rows(weight) if rotated else weight), grid)
     rows = codes.pop(modules.embedding)
+    for path in [path for path, found in own.items() if found.bits == 8 and path != modules.embedding]:
+        codes[_in_two_parts(model, path)] = codes.pop(path)
     replace_module(model, modules.embedding, Int8Embedding(rows.codes, rows.scale[:, 0] * 127))
     for path, found in codes.items():
         model.get_submodule(path).weight = nn.Parameter(found.decoded, requires_grad=False)
@@ -118,6 +122,15 @@ def _rotated(model: nn.Module, path: str) -> str:
     """Rotate the inputs of a projection; where it is now."""
     layer: Any = model.get_submodule(path)
     replace_module(model, path, Rotated(layer, layer.in_features))
+    return f"{path}.layer"
+
+
+def _in_two_parts(model: nn.Module, path: str) -> str:
+    """Round the inputs of a projection in two parts; where it is now."""
+    layer: Any = model.get_submodule(path)
+    bias = None if layer.bias is None else layer.bias.detach()
+    layer.bias = None
+    replace_module(model, path, TwoParts(layer, tokens_to_asymmetric_int8, bias))
     return f"{path}.layer"
 
 
@@ -199,6 +212,9 @@ def expected(
         emulated = answer(model, ids)
     if not codes:
         return pipeline, emulated, 0.0
-    with rounded_inputs(model, dict.fromkeys(codes, lambda x: tokens_to_asymmetric_int8(last_bits_moved(x)))):
+    parts = {f"{name}.layer": name for name, module in model.named_modules() if isinstance(module, TwoParts)}
+    read = [parts.get(path, path) for path in codes]
+    moved = rounded_inputs(model, dict.fromkeys(read, last_bits_moved))
+    with moved, rounded_inputs(model, dict.fromkeys(codes, tokens_to_asymmetric_int8)):
         again = answer(model, ids)
     return pipeline, emulated, compare(emulated, again, math.inf).mean_kl

@@ -7,9 +7,6 @@ Per token (a row of x), with q the INT8 codes of the weight and s the step of ea
 
 The arithmetic is that of `compress.runtime.int8`. The tokens' codes are shifted to be unsigned since onnxruntime has
 fast products of unsigned with signed codes only (signed with signed: 30 times slower on AVX512-VNNI).
-
-Weights whose codes are given cannot be rotated: one loud channel leaves its token's others a few codes each, and a last
-bit that moves one moves what follows. Their inputs are rounded in two parts (`TwoParts`): INT16 in all but name.
 """
 
 from __future__ import annotations
@@ -56,31 +53,4 @@ class Int8Product(nn.Module):
             "MatMulInteger", (tokens, codes, self.zero), dtype=torch.int32, shape=shape, version=MATMUL_INTEGER
         )
         y = product.to(torch.float32) * (absmax / LEVELS) * self.step
-        return y if self.bias is None else y + self.bias
-
-
-class TwoParts(nn.Module):
-    """y = L(r(x)) + L(x - r(x)) for a layer L that rounds its inputs to INT8 per token, as r does.
-
-    The second part's step is at most a 254th of the first's. Both are rows of one product: the weights are read once,
-    which is what a single token waits for.
-
-    Args:
-        layer: linear, without a bias.
-        bias: [out].
-    """
-
-    def __init__(self, layer: nn.Module, bias: Tensor | None) -> None:
-        super().__init__()
-        self.layer = layer
-        self.register_buffer("bias", bias)
-
-    bias: Tensor | None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., tokens, in] -> [..., tokens, out]."""
-        step = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / LEVELS
-        first = (x / step).round() * step
-        parts: Tensor = self.layer(torch.stack((first, x - first), -3))
-        y = parts.select(-3, 0) + parts.select(-3, 1)
         return y if self.bias is None else y + self.bias

@@ -15,12 +15,13 @@ from compress.arch.linears import linear_paths
 from compress.checkpoint import PLAN
 from compress.errors import UserError
 from compress.export.embedding import Int8Embedding
-from compress.export.emulate import answer, last_bits_moved, rounded_inputs
+from compress.export.emulate import answer, last_bits_moved, rounded_inputs, tokens_to_symmetric_int8
 from compress.export.onnx.graph import traced
-from compress.export.onnx.int8 import Int8Product, TwoParts
+from compress.export.onnx.int8 import Int8Product
 from compress.export.onnx.settings import FILE, InputType, OnnxExport, OnnxType
 from compress.export.rotation import Rotated, rotated_rows
 from compress.export.tensors import computes_plainly, delivered, dense_model
+from compress.export.two_parts import TwoParts
 from compress.export.verify import compare
 from compress.grids import Encoded, Grid, Int8
 from compress.runtime.int8 import Int8Linear
@@ -85,7 +86,7 @@ def _product(parts: Mapping[str, Tensor], bias: Tensor | None, rotated: bool, se
     activations = settings.activations or (InputType.int8 if rotated else InputType.int16)
     product: nn.Module
     if activations is InputType.int16:
-        product = TwoParts(Int8Linear(parts["codes"], parts["absmax"], None), bias)
+        product = TwoParts(Int8Linear(parts["codes"], parts["absmax"], None), tokens_to_symmetric_int8, bias)
     else:
         product = Int8Linear(parts["codes"], parts["absmax"], bias)
     return Rotated(product, parts["codes"].shape[1]) if rotated else product

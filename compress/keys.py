@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+@cache
 def module_version(name: str) -> str:
     """Version of an installed package by its module's name."""
     with suppress(PackageNotFoundError):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # before torch is imported: small matrices are slower on many threads than on one, and tests run side by side
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,10 +25,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def compiled_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C kernels, compiled once for all tests and all processes they run in."""
+    from compress_kernels.native import NativeBuildError, build_library
+
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled_kernels"
-    folder.mkdir(exist_ok=True)
-    return folder
+    home = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "compiled"
+    home.mkdir(exist_ok=True)
+    # one after the other: workers that start at once would each compile
+    with FileLock(home / "lock"), pytest.MonkeyPatch.context() as patch, suppress(NativeBuildError):
+        patch.setenv("COMPRESS_CACHE", str(home))
+        build_library()
+    (home / "kernels").mkdir(exist_ok=True)
+    return home / "kernels"
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon; scaled to AdamW's size of a step, Liu et al., arXiv
 2502.16982, section 2.2) takes the nearest orthogonal matrix to the momentum for its step. torch.optim.Muon takes
-matrices only; embeddings, norms and biases are AdamW's, as both papers have it.
+matrices only; embeddings, norms and biases are AdamW's, as both papers have it. It finds that matrix in bf16, whatever
+the processor: where products in bf16 are emulated a step takes minutes, so that there it is found in fp32.
 """
 
 from __future__ import annotations
@@ -12,6 +13,55 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from compress.hardware import native_bf16
+
+
+class WideMuon(torch.optim.Muon):
+    """torch.optim.Muon, its iteration in fp32."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+        return loss
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        toward = gradient.lerp(mean, group["momentum"]) if group["nesterov"] else mean
+        toward = orthogonal(toward, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = parameter.shape
+        as_adamw = group["adjust_lr_fn"] == "match_rms_adamw"
+        longer = (0.04 * max(rows, columns) if as_adamw else max(1.0, rows / columns)) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(toward, alpha=-group["lr"] * longer)
+
+
+def orthogonal(matrix: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
+    """About the nearest matrix [m, n] with singular values of 1, in fp32: X <- a X + (b A + c A A) X, A = X X^T.
+
+    Newton-Schulz iterations of fifth order, from the matrix by its Frobenius norm; with Muon's coefficients singular
+    values end between 0.7 and 1.2.
+    """
+    a, b, c = coefficients
+    turned = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.t() if turned else matrix).float()
+    x = x / x.norm().clamp_min(eps)
+    for _ in range(steps):
+        gram = x @ x.t()
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.t() if turned else x
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -45,7 +95,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
         muon = {"weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw", **muon}
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
-            self.parts.append(torch.optim.Muon(matrices, lr=factor * lr, **muon))
+            emulated = matrices[0]["params"][0].device.type == "cpu" and not native_bf16()
+            self.parts.append((WideMuon if emulated else torch.optim.Muon)(matrices, lr=factor * lr, **muon))
         if rest:
             self.parts.append(torch.optim.AdamW(rest, lr=lr, **adamw))
         super().__init__([group for part in self.parts for group in part.param_groups], {})

@@ -30,6 +30,7 @@ COMMON_FLAGS = (
     "-fno-trapping-math",
 )
 UNITS: dict[str, tuple[str, ...]] = {
+    "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # the longest; its vectors are explicit
     "parallel.c": (),
     "blockwise4bit.c": ("-ffp-contract=off",),  # its bits must match bitsandbytes': every product is rounded
     "sweep.c": ("-ffp-contract=off", "-ftree-vectorize"),  # contracted, a rounding border would move by a bit
@@ -37,7 +38,6 @@ UNITS: dict[str, tuple[str, ...]] = {
     "int8.c": ("-ffp-contract=off",),  # as above
     "rms_norm.c": ("-ffp-contract=off", "-ftree-vectorize"),
     "linear4bit.c": ("-ffp-contract=fast",),
-    "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # -O2: its vectors are explicit
 }
 COMPILERS = ("cc", "gcc", "clang")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def alone(model, tokenizer, prompt: str, tokens: int) -> str:
 @pytest.mark.parametrize("template", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_together_as_alone(family: str, template: bool) -> None:
-    (_, model), tokenizer = tiny(family), tiny_tokenizer()
+    (_, model), tokenizer = tiny(family), copy.copy(tiny_tokenizer())  # the tokenizer is every test's
     if not template:
         tokenizer.chat_template = None
     found = answer(model, tokenizer, PROMPTS, 8)
@@ -42,7 +44,7 @@ def test_together_as_alone(family: str, template: bool) -> None:
 
 
 def test_a_prompt_that_leaves_little_room_shortens_no_other() -> None:
-    (_, model), tokenizer = tiny("llama"), tiny_tokenizer()
+    (_, model), tokenizer = tiny("llama"), copy.copy(tiny_tokenizer())
     tokenizer.chat_template = None
     words = SENTENCES[4] * 20
     long = tokenizer.decode(tokenizer(words)["input_ids"][:120])

@@ -121,23 +121,34 @@ def test_codes_are_written_unchanged_or_refused(family: str, tmp_path: Path) -> 
             _own_codes(checkpoint)
 
 
+def on_int8(family: str, folder: Path) -> Checkpoint:
+    """One layer, all of it on INT8 codes, embedding and head too."""
+    one_layer = {"n_layer" if family == "gpt2" else "num_hidden_layers": 1}
+    config, _ = tiny(family, **one_layer)
+    places = [*linear_paths(config), adapter_for(config).modules.embedding]
+    checkpoint, _, _ = quantized(family, folder, dict.fromkeys(places, "int8"), **one_layer)
+    return checkpoint
+
+
+@pytest.mark.slow
+def test_the_runtime_reads_int8_codes_in_two_parts(tmp_path: Path) -> None:
+    checkpoint, folder = on_int8("llama-tied", tmp_path / "q"), tmp_path / "artifact"
+    settings = ExecutorchExport(type=ExecutorchType("8da4w"), context=64)
+    settings.write(checkpoint, folder)
+    with FreshProcess("executorch", folder, 1, 64) as process:
+        found = verify(process, settings.expect(checkpoint, IDS, load), IDS)
+    assert found.verified and found.emulation is not None and found.emulation["mean_kl"] < 1e-6, found
+    runtime, exact = ExecuTorch(str(folder), 1, 64), answer(dense_model(checkpoint, torch.float32), IDS)
+    assert runtime.prefill(IDS[0, :24].numpy()) == exact[23].argmax()
+    assert [runtime.step(int(token)) for token in IDS[0, 24:]] == exact[24:].argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
 def test_int8_codes_read_inputs_in_two_parts(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is rounded but the inputs: in two parts they lose a 254th, so a ten thousandth in KL."""
-    one_layer = {"n_layer" if family == "gpt2" else "num_hidden_layers": 1}
-    config, _ = tiny(family, **one_layer)
-    on_int8 = dict.fromkeys([*linear_paths(config), adapter_for(config).modules.embedding], "int8")
-    checkpoint, _, _ = quantized(family, tmp_path / "q", on_int8, **one_layer)
-    settings, folder = ExecutorchExport(type=ExecutorchType("8da4w"), context=64), tmp_path / "artifact"
+    checkpoint = on_int8(family, tmp_path / "q")
+    settings = ExecutorchExport(type=ExecutorchType("8da4w"), context=64)
     exact = answer(dense_model(checkpoint, torch.float32), IDS)
-    if family == "llama-tied":
-        settings.write(checkpoint, folder)
-        with FreshProcess("executorch", folder, 1, 64) as process:
-            found = verify(process, settings.expect(checkpoint, IDS, load), IDS)
-        assert found.verified and found.emulation is not None and found.emulation["mean_kl"] < 1e-6, found
-        runtime = ExecuTorch(str(folder), 1, 64)
-        assert runtime.prefill(IDS[0, :24].numpy()) == exact[23].argmax()
-        assert [runtime.step(int(token)) for token in IDS[0, 24:]] == exact[24:].argmax(-1).tolist()
     _, emulated, apart = write.expected(checkpoint, settings, IDS, load)
     monkeypatch.setattr(write, "_in_two_parts", lambda _, path: path)
     _, in_one, _ = write.expected(checkpoint, settings, IDS, load)

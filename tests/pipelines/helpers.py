@@ -15,6 +15,7 @@ FAST = (
     "train.tokens=2000",
     "train.length=64",
     "own_text.tokens=512",
+    "own_text.length=64",
     "threads=1",
 )
 CALIBRATED = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -128,21 +130,22 @@ def wait_for_progress(cache: Path, fraction: float) -> None:
     raise AssertionError("no progress was saved")
 
 
+def run_in(cache: Path, overrides: list[str]) -> None:
+    """A run in a process of its own."""
+    os.environ["COMPRESS_CACHE"] = str(cache)
+    compress.run(overrides)
+
+
 def test_two_processes_at_once_compute_a_stage_once(
     tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
 ) -> None:
-    env = {**os.environ, "COMPRESS_CACHE": str(cache)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "compress", *tiny_run("prune_only", tiny_llama, text_file, tmp_path / n, *QUIET)],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for n in ("a", "b")
-    ]
-    assert [process.wait() for process in processes] == [0, 0], [p.stderr.read() for p in processes if p.stderr]
-    import json
-
+    forked = multiprocessing.get_context("forkserver")  # from the server of tests/warm.py
+    asked = [tiny_run("prune_only", tiny_llama, text_file, tmp_path / name, *QUIET) for name in ("a", "b")]
+    processes = [forked.Process(target=run_in, args=(cache, overrides)) for overrides in asked]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     cached = [json.loads((tmp_path / n / "report.json").read_text())["stages"][0]["cached"] for n in ("a", "b")]
     assert sorted(cached) == [False, True]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 
 from compress.train.module import Distillation
+from compress.train.muon import WideMuon, orthogonal
 from compress.train.optimizer import make_optimizer
 from compress.train.settings import Training
 from tests.train.helpers import pair
@@ -30,7 +32,8 @@ def step(optimizers: list[Any], parameters: list[torch.nn.Parameter], seed: int)
         optimizer.step()
 
 
-def test_each_takes_its_own_steps() -> None:
+def test_each_takes_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.train.muon.native_bf16", lambda: True)
     ours, theirs = parameters(), parameters()
     both = make_optimizer(MUON, ours, 1e-2)
     muon = torch.optim.Muon(theirs[:1], lr=2e-2, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
@@ -41,6 +44,38 @@ def test_each_takes_its_own_steps() -> None:
         step([muon, adamw], theirs, seed)
     for found, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"nesterov": False, "weight_decay": 0.1}, {"adjust_lr_fn": "original"}])
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (16, 16)])
+def test_emulated_bf16_is_left_to_others(
+    size: tuple[int, int], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same steps as torch's, but for what bf16 rounds."""
+    monkeypatch.setattr("compress.train.muon.native_bf16", lambda: False)
+    start = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    wide: Any = make_optimizer(MUON | settings, [ours], 1e-2)
+    assert [type(part) for part in wide.parts] == [WideMuon]
+    muon = torch.optim.Muon([theirs], lr=2e-2, **{"weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"} | settings)
+    for seed in range(3):
+        step([wide], [ours], seed)
+        step([muon], [theirs], seed)
+    apart, moved = (float((after - theirs).detach().norm()) for after in (ours, start))
+    assert apart < 0.02 * moved
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24)])
+def test_orthogonal_moves_the_singular_values_alone(size: tuple[int, int]) -> None:
+    matrix = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b, c = coefficients = (3.4445, -4.7750, 2.0315)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / matrix.norm()
+    for _ in range(5):
+        values = a * values + b * values**3 + c * values**5
+    found = orthogonal(matrix, coefficients, 5, 1e-7)
+    torch.testing.assert_close(found.double(), left @ torch.diag(values) @ right, rtol=1e-4, atol=1e-4)
+    assert bool(((values > 0.6) & (values < 1.3)).all())
 
 
 def test_scales_of_a_grid_are_no_matrix() -> None:

@@ -24,17 +24,17 @@ LIBRARIES = (
 )
 # where its socket lies, while temporary folders are the system's: a test's own have names too long for one
 multiprocessing.util.get_temp_dir()
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(list(LIBRARIES))
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(list(LIBRARIES))
 
 
 class Warm:
     """As much of `subprocess.Popen` as is used here, for `python SCRIPT ARGUMENTS`."""
 
     def __init__(self, script: str, arguments: Sequence[str], env: Mapping[str, str], errors: str) -> None:
-        their_input, our_input = _context.Pipe(duplex=False)
-        our_output, their_output = _context.Pipe(duplex=False)
-        self._process = _context.Process(
+        their_input, our_input = context.Pipe(duplex=False)
+        our_output, their_output = context.Pipe(duplex=False)
+        self._process = context.Process(
             target=_serve, args=(script, list(arguments), dict(env), (their_input, their_output), errors), daemon=True
         )
         self._process.start()

@@ -6,6 +6,7 @@ costs transformers `CALL` for every layer on top.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from compress.estimate.form import Form
 from compress.estimate.machine import Machine
 from compress.estimate.predict import Plan, chain, seconds_of
 from compress.estimate.work import Phase, World, forward, head
+from compress.evaluate.settings import AT_ONCE
 
 if TYPE_CHECKING:
     from compress.evaluate.settings import Evaluation
@@ -35,7 +37,7 @@ def around(plan: Plan, evaluation: Evaluation, exports: Mapping[str, Export], kn
     reading = sum(evaluating(form, plan.original, plan.evaluated_tokens, evaluation.window, known) for form in forms)
     behaving = 0.0
     for form in (plan.original, last):
-        behaving += len(evaluation.prompts) * evaluation.answer_tokens * a_token(form, world, known)
+        behaving += answering(form, world, evaluation, known)
         behaving += speed_runs(form, world, evaluation, known)
     found = {"measuring": reading + behaving}
     for name, export in exports.items():
@@ -62,6 +64,13 @@ def a_token(form: Form, world: World, known: Machine) -> float:
     """Seconds to write one token."""
     widened = 2 if world.converts else 1
     return widened * form.bytes_for_a_token / known.bandwidth + CALL * form.widths.layers
+
+
+def answering(form: Form, world: World, evaluation: Evaluation, known: Machine) -> float:
+    """Seconds to answer the prompts: for every token of a batch the weights are read once, and multiplied for each."""
+    prompts, tokens = len(evaluation.prompts), evaluation.answer_tokens
+    reading = math.ceil(prompts / AT_ONCE) * tokens * a_token(form, world, known)
+    return reading + passes(form, prompts * tokens, tokens, 1, known)
 
 
 def speed_runs(form: Form, world: World, evaluation: Evaluation, known: Machine) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.evaluate.settings import AT_ONCE
 
 
 @torch.no_grad()
@@ -26,19 +27,22 @@ def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[
     asked = [_asked(tokenizer, prompt) for prompt in prompts]
     limit = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     answers = [""] * len(prompts)
-    together = [i for i, ids in enumerate(asked) if ids and len(ids) + tokens <= limit]
+    readable = [i for i, ids in enumerate(asked) if 0 < len(ids) < limit]
+    together = [i for i in readable if len(asked[i]) + tokens <= limit]
     # a prompt that leaves little room would shorten the others' answers too
-    alone = [[i] for i, ids in enumerate(asked) if len(ids) < limit < len(ids) + tokens]
-    for group in filter(None, [together, *alone]):
+    groups = [[i] for i in readable if i not in together]
+    groups += [together[i : i + AT_ONCE] for i in range(0, len(together), AT_ONCE)]
+    for group in groups:
         room = min(tokens, limit - max(len(asked[i]) for i in group))
         for i, written in zip(group, _continued(model, tokenizer, [asked[i] for i in group], room), strict=True):
             answers[i] = tokenizer.decode(written, skip_special_tokens=True).strip()
     return answers
 
 
-def _continued(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> Tensor:
-    """What follows prompts of any lengths, padded on the left: [prompts, at most `tokens`]."""
+def _continued(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """What follows prompts of any lengths, padded on the left: at most `tokens` each."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [] if end is None else [end]
     widest = max(map(len, prompts))
     ids = torch.tensor([[0] * (widest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (widest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -48,9 +52,11 @@ def _continued(model: Any, tokenizer: Any, prompts: list[list[int]], tokens: int
         max_new_tokens=tokens,
         do_sample=False,
         eos_token_id=end,
-        pad_token_id=end,
+        pad_token_id=ends[0] if ends else None,
     )
-    return out[:, widest:]
+    rows = out[:, widest:].tolist()
+    # after its end a row is padded until the longest has ended
+    return [row[: next((i for i, token in enumerate(row) if token in ends), len(row))] for row in rows]
 
 
 def _asked(tokenizer: Any, prompt: str) -> list[int]:

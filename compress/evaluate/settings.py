@@ -17,6 +17,8 @@ PROMPTS = [
     "Why do leaves change their colour in autumn?",
     "Tell me a very short story about a lighthouse keeper.",
 ]
+AT_ONCE = 16
+"""Prompts that are answered together."""
 
 
 @dataclass

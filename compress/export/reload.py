@@ -68,8 +68,9 @@ class Transformers:
         for parameter in self.model.parameters() if fp32 else ():
             if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):  # loaded as stored
                 parameter.data = parameter.data.float()
-        for module in self.model.modules() if fp32 else ():
-            if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit layers
+        four_bit = (module for module in self.model.modules() if hasattr(module, "compute_dtype"))  # bitsandbytes'
+        for module in four_bit:
+            if fp32 or str(module.compute_dtype).removeprefix("torch.") in slow:
                 module.compute_dtype = torch.float32
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 

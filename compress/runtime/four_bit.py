@@ -35,7 +35,8 @@ class FourBitEmbedding(nn.Module):
         table: Tensor,
         block: int,
         offsets: Tensor | None = None,
-        dtype: torch.dtype = torch.bfloat16,
+        *,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = codes.shape[0], 2 * codes.shape[1]
@@ -140,7 +141,7 @@ def put_on_codes(model: Any, weights: Iterable[tuple[str, Encoded, Grid]], dtype
             continue
         module = model.get_submodule(path)
         if path == modules.embedding:
-            put_embedding(model, FourBitEmbedding(*parts, dtype).to(module.weight.device))
+            put_embedding(model, FourBitEmbedding(*parts, dtype=dtype).to(module.weight.device))
         else:
             bias = getattr(module, "bias", None)
             layer = FourBitLinear(*parts, None if bias is None else bias.data.cpu())
@@ -167,10 +168,13 @@ def use_four_bit_kernels(model: nn.Module) -> None:
 
 def use_four_bit_type(model: nn.Module, dtype: torch.dtype) -> None:
     """Let bitsandbytes' 4-bit layers compute in `dtype`, whatever the checkpoint says."""
-    for module in model.modules():
-        if is_four_bit(module):
-            layer: Any = module
-            layer.compute_dtype = dtype
+    for layer in four_bit_layers(model):
+        layer.compute_dtype = dtype
+
+
+def four_bit_layers(model: nn.Module) -> list[Any]:
+    """bitsandbytes' 4-bit layers."""
+    return [module for module in model.modules() if is_four_bit(module)]
 
 
 def is_four_bit(module: Any) -> bool:

@@ -26,7 +26,7 @@ from compress.runtime.encoded import (
     encoded_tensors,
     quantization_of,
 )
-from compress.runtime.four_bit import put_on_codes, use_four_bit_kernels, use_four_bit_type
+from compress.runtime.four_bit import four_bit_layers, put_on_codes, use_four_bit_kernels, use_four_bit_type
 from compress.runtime.int8 import Int8Linear
 from compress.runtime.modules import replace_module
 
@@ -68,6 +68,8 @@ def load_model(
             if parameter.is_floating_point() and not hasattr(parameter, "quant_state"):
                 parameter.data = parameter.data.to(dtype)
         use_four_bit_type(model, dtype)
+    elif any(slow_half(layer.compute_dtype, device) for layer in four_bit_layers(model) if layer.compute_dtype):
+        use_four_bit_type(model, torch.float32)  # whatever the model's own type
     if not plain:
         use_four_bit_kernels(model)
         use_int8_kernels(model)

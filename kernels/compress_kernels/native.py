@@ -30,7 +30,7 @@ COMMON_FLAGS = (
     "-fno-trapping-math",
 )
 UNITS: dict[str, tuple[str, ...]] = {
-    "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # the longest; its vectors are explicit
+    "kl_rows.c": ("-O2", "-ffp-contract=fast", "-Wno-psabi"),  # first: it takes longest; its vectors are explicit
     "parallel.c": (),
     "blockwise4bit.c": ("-ffp-contract=off",),  # its bits must match bitsandbytes': every product is rounded
     "sweep.c": ("-ffp-contract=off", "-ftree-vectorize"),  # contracted, a rounding border would move by a bit

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from compress.evaluate.quality import measure, measure_itself, reference
+from compress.checkpoint import Checkpoint
+from compress.evaluate.evaluator import Evaluator
+from compress.evaluate.quality import Tally, measure, measure_itself, reference
+from compress.evaluate.settings import Evaluation
 from compress.evaluate.size import count_parameters
-from tests.models import VARIANTS, tiny
+from compress.stage import DENSE, Quiet
+from compress.store import Store
+from tests.models import VARIANTS, save, tiny
+
+CPU = torch.device("cpu")
 
 
 def nothing(units: float) -> None:
@@ -50,6 +59,31 @@ def test_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
     windows = torch.randint(3, 300, (2, 24))
     found = measure(model, reference(model, windows, nothing), nothing)
     assert found.ppl == pytest.approx(config.vocab_size, rel=1e-4)
+
+
+def test_what_is_not_a_number_is_not_good() -> None:
+    tally = Tally()
+    for bad in (1.0, float("nan")):
+        values = torch.tensor([0.1, bad])
+        tally.add(values, values, torch.tensor([True, False]))
+    found = tally.quality()
+    assert math.isnan(found.kl_to_teacher) and math.isnan(found.ppl)
+
+
+def test_the_original_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save("llama", tmp_path / "model")
+    original, other = (Checkpoint(tmp_path / "model", frozenset({DENSE})) for _ in range(2))
+    text = SimpleNamespace(heldout=("The state of the union is strong. " * 40,), name="a text")
+    evaluator = Evaluator(
+        Evaluation(tokens=128, window=64), original, {"": text}, {}, Store(tmp_path / "store"), Quiet(), CPU
+    )
+    loaded: list[Checkpoint] = []
+    load = evaluator.load
+    monkeypatch.setattr(evaluator, "load", lambda checkpoint, *_: loaded.append(checkpoint) or load(checkpoint))
+    found = evaluator.quality(original, "weights")
+    assert loaded == [original] and found["kl_to_teacher"] < 1e-6
+    again = evaluator.quality(other, "the same under another name")
+    assert loaded == [original, other] and again == pytest.approx(found, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

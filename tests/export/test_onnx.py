@@ -78,7 +78,7 @@ def same_with_the_cache(folder: Path) -> None:
     assert [runtime.step(int(token)) for token in IDS[0, 24:]] == list(best[24:])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "gpt2" else n for n in MODELS])
 def test_fp32_says_what_the_model_says(name: str, written: Written) -> None:
     checkpoint, folder = written(name, OnnxType.fp32)
     found = told(checkpoint, folder, OnnxExport())
@@ -104,10 +104,11 @@ def test_int8_says_what_the_same_scheme_says_in_torch(name: str, written: Writte
     assert sum(node.op_type == "MatMul" for node in nodes) == 2 * 2 + rotations
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
+@pytest.mark.parametrize("family", ["llama-biases", "gpt2"])
 def test_codes_that_are_given_read_inputs_in_two_parts(family: str, tmp_path: Path) -> None:
     """Nothing is rounded but the inputs: in two parts they lose a 254th, so a ten thousandth in KL."""
     one_layer = {"n_layer" if family == "gpt2" else "num_hidden_layers": 1}
+    one_layer["tie_word_embeddings"] = True
     config, _ = save(family, tmp_path / "named", **one_layer)
     on_int8 = dict.fromkeys([*linear_paths(config), adapter_for(config).modules.embedding], "int8")
     checkpoint, _, _ = quantized(family, tmp_path / "q", on_int8, **one_layer)
@@ -121,6 +122,8 @@ def test_codes_that_are_given_read_inputs_in_two_parts(family: str, tmp_path: Pa
     settings = OnnxExport(type=OnnxType.int8)
     _, by_default, _ = write.expected(checkpoint, settings, IDS, load)
     assert torch.equal(by_default, answers[InputType.int16])
+    if family == "gpt2":
+        return  # biases are in the other's graph too
     settings.write(checkpoint, tmp_path / "artifact")
     found = told(checkpoint, tmp_path, settings)
     assert found.verified and found.emulation is not None and found.emulation["mean_kl"] < 1e-6, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -43,12 +44,17 @@ def calibrated(pipeline: str) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def tiny_run(pipeline: str, model: Path, text: Path, output: Path, *more: str) -> list[str]:
-    """Overrides for a run of `pipeline` on a tiny model and text."""
-    named = [f"model.path={model}", f"data.path={text}", f"output={output}"]
-    short = [
+def calibrated_briefly(pipeline: str, more: Sequence[str]) -> list[str]:
+    """Overrides for calibrations of `pipeline` on a tiny model: of the stages that `more` leaves as they are."""
+    return [
         override
         for stage, replaced, override in calibrated(pipeline)
         if not any(given.startswith((f"~{stage}", replaced)) for given in more)
     ]
+
+
+def tiny_run(pipeline: str, model: Path, text: Path, output: Path, *more: str) -> list[str]:
+    """Overrides for a run of `pipeline` on a tiny model and text."""
+    named = [f"model.path={model}", f"data.path={text}", f"output={output}"]
+    short = calibrated_briefly(pipeline, more)
     return [f"+pipeline={pipeline}", "model=hf", "data=text", *named, *FAST, *short, *more]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import compress
+from tests import warm
 from tests.pipelines.helpers import tiny_run
 
 QUIET = ("evaluate.prompts=[]", "evaluate.speed=false")
@@ -130,18 +130,18 @@ def wait_for_progress(cache: Path, fraction: float) -> None:
     raise AssertionError("no progress was saved")
 
 
-def run_in(cache: Path, overrides: list[str]) -> None:
-    """A run in a process of its own."""
-    os.environ["COMPRESS_CACHE"] = str(cache)
+def run_in(environment: dict[str, str], overrides: list[str]) -> None:
+    """A run in a process of its own: forked from a server that has the environment of another test."""
+    os.environ.clear()
+    os.environ.update(environment)
     compress.run(overrides)
 
 
 def test_two_processes_at_once_compute_a_stage_once(
     tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
 ) -> None:
-    forked = multiprocessing.get_context("forkserver")  # from the server of tests/warm.py
     asked = [tiny_run("prune_only", tiny_llama, text_file, tmp_path / name, *QUIET) for name in ("a", "b")]
-    processes = [forked.Process(target=run_in, args=(cache, overrides)) for overrides in asked]
+    processes = [warm.context.Process(target=run_in, args=(dict(os.environ), overrides)) for overrides in asked]
     for process in processes:
         process.start()
     for process in processes:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from compress.config import share_of_threads
-from tests.pipelines.helpers import FAST, calibrated
+from tests.pipelines.helpers import FAST, calibrated_briefly
 from tests.pipelines.test_store_and_resume import artifact_bytes, wait_for_progress
 
 QUIET = ("evaluate.prompts=[]", "own_text.tokens=128", "evaluate.tokens=128")
@@ -36,7 +36,7 @@ class Typed:
     def command(self, folder: str, *more: str) -> list[str]:
         where = f"hydra.sweep.dir={self.root / folder}"
         pipeline = next(given.removeprefix("+pipeline=") for given in more if given.startswith("+pipeline="))
-        short = [override for *_, override in calibrated(pipeline)]
+        short = calibrated_briefly(pipeline, more)
         return [sys.executable, "-m", "compress", "-m", *self.common, where, *short, *more]
 
     def run(self, folder: str, *more: str) -> subprocess.CompletedProcess[str]:

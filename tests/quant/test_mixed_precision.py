@@ -139,7 +139,7 @@ def test_training_keeps_to_the_chosen_grids_and_loses_less(
     wide: Path, text_file: Path, tmp_path: Path, cache: Path
 ) -> None:
     calibrated = run(wide, text_file, tmp_path / "a", "stages.quant.bits=4.9")
-    training = ["train.tokens=64000", "train.length=64", "train.batch=16", "train.precision=fp32"]
+    training = ["train.tokens=32000", "train.length=64", "train.batch=8", "train.precision=fp32"]
     training += ["stages.quant.train.rate=1e-2"]
     trained = run(wide, text_file, tmp_path / "b", "stages.quant.bits=4.9", *training, pipeline="qat_mixed")
     before, after = (report["stages"][-1] for report in (calibrated, trained))

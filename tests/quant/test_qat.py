@@ -33,7 +33,7 @@ def test_qat_beats_rounded_int8(tiny_llama: Path, text_file: Path, tmp_path: Pat
     shared = [*arguments(tiny_llama, text_file, tmp_path), "own_text.tokens=512", "train.precision=fp32"]
     rounded = compress.run(["+pipeline=int8", "quant@stages.quant=int8", *shared])
     trained = compress.run(
-        ["+pipeline=qat_int8", *shared, "train.tokens=64000", "train.batch=16", "stages.quant.train.rate=1e-4"]
+        ["+pipeline=qat_int8", *shared, "train.tokens=32000", "train.batch=8", "stages.quant.train.rate=1e-4"]
     )
     kl_rounded, kl_trained = (report["stages"][-1]["metrics"]["kl_to_teacher"] for report in (rounded, trained))
     assert kl_trained < 0.9 * kl_rounded, (kl_rounded, kl_trained)

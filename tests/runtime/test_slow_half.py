@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -78,6 +79,20 @@ def test_the_same_weights_compute_in_fp32(
     assert (half - whole).norm() < 5e-2 * whole.norm()
     with torch.no_grad():
         assert torch.equal(load_model(folder, dtype=torch.bfloat16, plain=plain)(IDS).logits, half)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_model_in_fp32_whose_four_bits_would_compute_in_half(
+    plain: bool, four_bits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((four_bits / "config.json").read_text()) | {"dtype": "float32"}
+    (four_bits / "config.json").write_text(json.dumps(config))
+    runs_on(BF16, monkeypatch)
+    types = {m.compute_dtype for m in load_model(four_bits, plain=plain).modules() if is_four_bit(m)}
+    assert types == {torch.bfloat16}
+    runs_on(AVX2, monkeypatch)
+    types = {m.compute_dtype for m in load_model(four_bits, plain=plain).modules() if is_four_bit(m)}
+    assert types == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["halves", "four_bits"])

@@ -48,10 +48,9 @@ def test_each_takes_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"nesterov": False, "weight_decay": 0.1}, {"adjust_lr_fn": "original"}])
 @pytest.mark.parametrize("size", [(24, 40), (40, 24), (16, 16)])
-def test_emulated_bf16_is_left_to_others(
+def test_wide_steps_are_those_of_torch_but_for_rounding(
     size: tuple[int, int], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same steps as torch's, but for what bf16 rounds."""
     monkeypatch.setattr("compress.train.muon.native_bf16", lambda: False)
     start = torch.randn(size, generator=torch.Generator().manual_seed(0))
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())

@@ -77,7 +77,7 @@ def test_checkpointing_trains_to_the_same_weights(tmp_path: Path) -> None:
     ],
     ids=["plain", "8 bits", "Muon", "best"],
 )
-@pytest.mark.parametrize("after", [2, 4])
+@pytest.mark.parametrize("after", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_goes_on_after_a_kill_to_the_same_weights(settings: dict[str, Any], after: int, tmp_path: Path) -> None:
     undisturbed, expected = trained(tmp_path / "undisturbed", **settings)
     saving = settings | {"checkpoint_seconds": 1e-9}

@@ -37,8 +37,8 @@ class ExecutorchExport(Export):
 
     type: ExecutorchType = FP32
     """fp32: decoded weights; 8da4w: projections INT4 in groups, head and embedding INT8, activations INT8 per token.
-    Codes on the INT4 and INT8 grids are written unchanged, dense weights rounded to nearest; what INT8 codes read is
-    rounded in two INT8 parts."""
+    Codes on the INT4 and INT8 grids are written unchanged, dense weights rounded to nearest; what INT8 codes of the
+    checkpoint's own read is rounded in two INT8 parts."""
     group: int = 32
     """Weights that share a scale when a dense projection becomes INT4: 32, 64 or 128; one whose rows are no whole
     number of groups becomes INT8."""
@@ -106,7 +106,10 @@ class ExecutorchExport(Export):
 
         pipeline, emulated, apart = expected(checkpoint, self, ids, load)
         if self.type is EIGHT_FOUR:
-            scheme = "weights as written, activations rounded to 8 bits per token with a zero point"
+            scheme = (
+                "weights as written, activations rounded to 8 bits per token with a zero point (in two parts before "
+                "INT8 codes of the checkpoint's own)"
+            )
             return Expectation(pipeline, self.within(SAME_SCHEME), emulated, with_noise(scheme, apart))
         scheme = "the same weights decoded, activations as they are" if emulated is not None else ""
         return Expectation(pipeline, self.within(SAME_FP32), emulated, scheme)

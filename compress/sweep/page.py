@@ -10,7 +10,7 @@ from typing import Any
 from compress.report import format as form
 from compress.report.html.markup import bullets, card, clean, esc, facts, figure, figures, legend, paragraph, section
 from compress.report.html.page import FOOTER, document
-from compress.report.html.sections import kl
+from compress.report.html.sections import kl, plus_minus
 from compress.sweep import charts
 from compress.sweep.points import Point, Runs, finite, short_key
 from compress.sweep.quality import QUALITIES, Standing, standing
@@ -146,7 +146,7 @@ def line(point: Point) -> str:
     """The figures of a run in one line."""
     pace = point.milliseconds
     quality = [
-        f"KL {kl(point.figure('kl_to_teacher'))} ± {kl(point.figure('kl_stderr'))}",
+        f"KL {kl(point.figure('kl_to_teacher'))}{plus_minus(point.figure('kl_stderr'))}",
         f"other text {kl(point.figure('second_kl_to_teacher'))}",
         f"perplexity {point.figure('ppl'):.2f}",
     ]

@@ -12,6 +12,7 @@ import pytest
 
 from compress.report.html import render
 from compress.report.html.markup import esc
+from compress.report.html.sections import plus_minus
 from tests.report.parsed import CHARTS, SECTIONS, Page
 from tests.report.sample import PROJECTIONS, full, trained
 
@@ -74,6 +75,7 @@ def test_charts_say_their_values(page: str) -> None:
     parsed = Page(page)
     titles = [data for tag, data in parsed.text if tag == "title"]
     assert "prune, held-out: KL 0.600 ± 0.030, perplexity 36.44" in titles
+    assert plus_minus(0.03) == " ± 0.030" and plus_minus(0.0) == ""
     assert "layer 4: 0.060, dropped" in titles
     assert f"model.layers.0.{PROJECTIONS[1]}: 8.05%" in titles
     assert "step 4: loss 1.236, rate 0.000298" in titles  # the second point, three steps a point

@@ -31,7 +31,7 @@ def headline(report: Mapping[str, Any]) -> str:
             "KL to the original",
             kl(final["kl_to_teacher"]),
             kl(baseline["kl_to_teacher"]),
-            f"± {kl(final['kl_stderr'])} nats per token; other text {kl(final['second_kl_to_teacher'])}",
+            f"nats per token{plus_minus(final['kl_stderr'])}; other text {kl(final['second_kl_to_teacher'])}",
         ),
         tile(
             "top-1 agreement",
@@ -78,6 +78,11 @@ def kl(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:.3f}" if value >= 0.001 or not math.isfinite(value) else f"{value:.1e}"
+
+
+def plus_minus(error: float) -> str:
+    """What follows a mean: its standard error, of which one window has none."""
+    return f" ± {kl(error)}" if error else ""
 
 
 def verdict(report: Mapping[str, Any]) -> str:
@@ -156,7 +161,7 @@ def effort(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def divergence_bar(name: str, found: Mapping[str, Any], prefix: str, text: str, colour: str) -> charts.Bar:
     """KL of one row on one text."""
     value, error = found[prefix + "kl_to_teacher"], found[prefix + "kl_stderr"]
-    said = f"{name}, {text}: KL {kl(value)} ± {kl(error)}, perplexity {found[prefix + 'ppl']:.2f}"
+    said = f"{name}, {text}: KL {kl(value)}{plus_minus(error)}, perplexity {found[prefix + 'ppl']:.2f}"
     return charts.Bar(value, kl(value), said, colour, error)
 
 

@@ -51,6 +51,8 @@ SMALL: dict[str, int] = {
     "limit": 2,
 }
 """How a field's name ends -> the most it may be; the first that fits counts."""
+LESS = {"evaluate": {"tokens": 256}, "own_text": {"length": 64}}
+"""Of these parts, since a small model's time is its vocabulary's: what is measured, and written token by token."""
 PROMPTS = 1
 WIDTH, NEURONS, GROUPS = 512, 1024, 4
 """Of the twin, at most; rounded so that what divides the model's own sizes divides these."""
@@ -193,6 +195,9 @@ def _shrunk_field(name: str, value: Any) -> Any:
         return list(value)[:PROMPTS]
     if name == "tasks_limit":
         return SMALL["limit"]
+    if name in LESS and is_dataclass(value) and not isinstance(value, type):
+        small = shrunk(value)
+        return replace(small, **{key: min(getattr(small, key), most) for key, most in LESS[name].items()})
     if isinstance(value, int) and not isinstance(value, bool):
         most = next((most for ending, most in SMALL.items() if name.endswith(ending)), value)
         return min(value, most)

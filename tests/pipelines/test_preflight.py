@@ -164,7 +164,10 @@ def test_amounts_of_stages_that_do_not_exist_yet_become_small() -> None:
 
 def test_nothing_of_the_given_config_is_changed() -> None:
     config = build(compose(["+pipeline=prune_distill"]))
-    shrunk(config)
+    small = shrunk(config)
+    assert small.evaluate.tokens == 256 and small.own_text.length == 64 and small.train.tokens == SMALL["tokens"]
+    config.evaluate.tokens = 128
+    assert shrunk(config).evaluate.tokens == 128
     assert config.train.tokens == 30_000 and config.stages["distill"].train.length == 256
 
 

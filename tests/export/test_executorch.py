@@ -19,10 +19,11 @@ from compress.export.executorch.settings import FILE, ExecutorchExport, Executor
 from compress.export.manifest import write_manifest
 from compress.export.tensors import dense_model
 from compress.grids import grid_named
+from compress.quant.encode import Placement, encode_checkpoint
 from compress.runtime.loading import load_model
 from compress.stage import DENSE
 from tests.models import FAMILIES, save, tiny
-from tests.runtime.checkpoints import quantized
+from tests.runtime.checkpoints import context_for, quantized
 
 pytest.importorskip("executorch", reason="pip install 'compress[executorch]'")
 pytest.importorskip("torchao", reason="pip install 'compress[executorch]'")
@@ -155,6 +156,28 @@ def test_int8_codes_read_inputs_in_two_parts(family: str, tmp_path: Path, monkey
     assert emulated is not None and in_one is not None
     assert compare(exact, emulated, 1.0).mean_kl < 1e-3 * compare(exact, in_one, 1.0).mean_kl
     assert apart < 1e-6
+
+
+@pytest.mark.parametrize("given", ["dense", "int4_g32", "int8"])
+def test_rows_of_zeros_have_a_scale(given: str, tmp_path: Path) -> None:
+    """As the embedding of a padding token has; XNNPACK loads no program with a scale of zero."""
+    places = linear_paths(tiny("llama-tied")[0]) if given != "dense" else ()
+    _, model = save("llama-tied", tmp_path / "model")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[2] = 0
+        model.model.layers[1].mlp.up_proj.weight[5, :32] = 0
+        model.model.layers[1].mlp.up_proj.weight[7] = 0
+    model.save_pretrained(tmp_path / "model")
+    checkpoint = Checkpoint(tmp_path / "model", frozenset({DENSE}))
+    if given != "dense":
+        placement = Placement({path: grid_named(given) for path in places}, None)
+        checkpoint, _ = encode_checkpoint(checkpoint, placement, frozenset(), context_for(tmp_path / "q", checkpoint))
+    plain = ExecutorchExport(type=ExecutorchType("8da4w"), smooth=False, rotate=False)
+    found, codes = write.exported_model(checkpoint, plain)
+    assert all(float(code.scale.min()) > 1e-30 for code in codes.values())
+    up = found.get_submodule("model.layers.1.mlp.up_proj" + (".layer" if given == "int8" else "")).weight
+    assert not up[7].any() and not up[5, :32].any() and bool(up[6].any())
+    assert not found.lm_head.weight[2].any() and bool(found.lm_head.weight[3].any())
 
 
 def test_rows_that_are_no_whole_groups_are_int8(tmp_path: Path) -> None:

@@ -163,9 +163,13 @@ def _grid(model: nn.Module, path: str, group: int) -> Int8 | Integer:
 
 
 def _unpacked(value: Encoded, grid: Int8 | Integer) -> Codes:
+    """A group of zeros has a scale of zero, which XNNPACK refuses when the program is loaded: it gets one of 1."""
     levels, scales = grid.unpack(replace(value, dtype=torch.float32))
     bits = 8 if isinstance(grid, Int8) else grid.bits_per_code
-    return Codes(levels.to(torch.int8), scales.scale.float().view(len(levels), -1), bits)
+    scale = scales.scale.float().view(len(levels), -1)
+    nothing = scale < torch.finfo(torch.float32).tiny
+    grouped = levels.to(torch.int8).view(*scale.shape, -1).masked_fill(nothing[..., None], 0)
+    return Codes(grouped.flatten(1), scale.masked_fill(nothing, 1.0), bits)
 
 
 def _as_linear(model: nn.Module, path: str) -> None:

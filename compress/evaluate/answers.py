@@ -13,7 +13,7 @@ from compress.evaluate.settings import AT_ONCE
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompts: list[str], tokens: int) -> list[str]:
-    """Greedy answers, through the chat template where there is one, all written together.
+    """Greedy answers, through the chat template where there is one, `AT_ONCE` written together.
 
     Args:
         model: causal language model.

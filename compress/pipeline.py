@@ -85,6 +85,7 @@ class Run:
         self.device = preparation.check_device(config.device.value)
         self.exports = Artifacts(config.export, self.progress)
         check_at_once(config, self.exports, self.device)
+        preparation.say_what_is_emulated(config.stages, self.device, self.progress)
         with self.progress.bar("reading the model (fetched once, then from the cache)", 1) as advance:
             with speaking_of("model", "teacher"):
                 teacher = config.teacher and config.teacher.resolve()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.errors import UserError
+from compress.hardware import native_bf16
 from compress.stage import TEXT, Stage
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from compress.checkpoint import Checkpoint
     from compress.data import Corpus
+    from compress.stage import Progress
 
 GIB = 1 << 30
 
@@ -63,6 +65,15 @@ def trainings(stages: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """What trains, by the name of its stage: a stage with settings `train`, or the healing inside one."""
     parts = [(name, part) for name, stage in stages.items() for part in (stage, getattr(stage, "heal", None))]
     return [(name, part) for name, part in parts if getattr(part, "train", None) is not None]
+
+
+def say_what_is_emulated(stages: Mapping[str, Any], device: str, progress: Progress) -> None:
+    """Say which training will take a hundred times as long for the type that was asked for."""
+    for name, part in trainings(stages):
+        if device == "cpu" and part.train.precision.value == "bf16" and not native_bf16():
+            progress.say(
+                f"{name}: this processor emulates train.precision=bf16, a hundred times slower than precision=auto"
+            )
 
 
 def disk_needed(stages: Mapping[str, Stage], parameters: int) -> int:

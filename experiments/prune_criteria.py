@@ -21,7 +21,7 @@ from tables import append_row, versions
 from compress.arch import Widths, adapter_for
 from compress.data import TextFiles
 from compress.data.readers import read_documents
-from compress.data.windows import CALIBRATION_WINDOW, joined_windows
+from compress.data.windows import CALIBRATION_WINDOW, joined_windows, spread_windows
 from compress.evaluate.quality import Reference, measure, reference
 from compress.progress import Terminal
 from compress.prune.compensate import Fit, compensate
@@ -99,7 +99,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = load_model(folder)
     calibration = TextFiles(str(options.calibration)).load().calibration
-    windows = joined_windows(calibration, tokenizer, length=CALIBRATION_WINDOW, tokens=options.tokens)
+    windows = spread_windows(calibration, tokenizer, length=CALIBRATION_WINDOW, tokens=options.tokens, seed=0)
     texts = []
     for file in options.measured:
         documents = read_documents(file, "text")

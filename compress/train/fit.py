@@ -106,8 +106,6 @@ def fit(
         UserError: nothing trains, or the loss is not a number.
     """
     device = "cuda" if context.fabric.device.type == "cuda" else "cpu"
-    if device == "cpu" and settings.precision is Precision.bf16 and not native_bf16():
-        context.progress.say("precision=bf16: this processor emulates it, a hundred times slower than precision=auto")
     held_out = held_out_for(settings, context) if settings.validate_every else None
     job = Job(student, teacher, loss, windows, settings, context.scratch, device, held_out, context.logs)
     if settings.devices > 1:

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,8 @@ from compress.command import compose
 from compress.config import build
 from compress.errors import UserError
 from compress.mistakes import as_user_error
+from compress.pipeline import run
+from compress.stage import Quiet
 from tests.models import save, tiny_tokenizer
 from tests.pipelines.helpers import tiny_run
 
@@ -183,6 +186,48 @@ def test_too_little_to_calibrate_on_is_said_before_the_work(pipeline: str, said:
     teacher = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=2048), tokenizer=tiny_tokenizer)
     with pytest.raises(UserError, match=said):
         check_text(stages, corpus, teacher)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "native", "device", "told"),
+    [
+        ("prune_distill", False, "cpu", ["distill", "recover"]),
+        ("prune_search", False, "cpu", ["prune", "distill"]),
+        ("prune_distill", True, "cpu", []),
+        ("prune_distill", False, "cuda", []),
+    ],
+)
+def test_an_emulated_type_is_told_of_every_training(
+    pipeline: str, native: bool, device: str, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.preparation import say_what_is_emulated
+
+    monkeypatch.setattr("compress.preparation.native_bf16", lambda: native)
+    lines: list[str] = []
+    progress: Any = SimpleNamespace(say=lines.append)
+    say_what_is_emulated(build(compose([f"+pipeline={pipeline}", "train.precision=bf16"])).stages, device, progress)
+    assert [line.split(":")[0] for line in lines] == told
+    say_what_is_emulated(build(compose([f"+pipeline={pipeline}"])).stages, device, progress)
+    assert len(lines) == len(told)
+
+
+def test_it_is_told_before_anything_is_written(
+    model: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ToldError(Exception):
+        pass
+
+    def say(message: str) -> None:
+        if "emulates train.precision=bf16" in message:
+            raise ToldError
+
+    monkeypatch.setattr("compress.preparation.native_bf16", lambda: False)
+    progress = Quiet()
+    monkeypatch.setattr(progress, "say", say)
+    asked = tiny_run("distill_only", model, text_file, tmp_path / "out", "train.precision=bf16")
+    with pytest.raises(ToldError):
+        run(build(compose(asked)), tmp_path / "out", progress)
+    assert not list((cache / "store" / "results").glob("*"))
 
 
 def test_validation_on_what_is_reported_is_refused(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

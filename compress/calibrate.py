@@ -74,7 +74,9 @@ def _showing(observer: Observer) -> Callable[[nn.Module, tuple[Any, ...], Any], 
     return hook
 
 
-def input_grams(model: Any, widths: dict[str, int], context: Context, tokens: int) -> Iterator[Grams]:
+def input_grams(
+    model: Any, widths: dict[str, int], context: Context, tokens: int, length: int = CALIBRATION_WINDOW
+) -> Iterator[Grams]:
     """Second moments x^T x / n [in, in] of the inputs of linear layers, as many at a time as fit in `GRAM_BYTES`.
 
     Args:
@@ -82,11 +84,12 @@ def input_grams(model: Any, widths: dict[str, int], context: Context, tokens: in
         widths: path of a linear layer -> number of its inputs.
         context: of the stage.
         tokens: calibration tokens.
+        length: of a window.
 
     Yields:
         Path -> matrix, emptied when the next are asked for.
     """
-    windows = calibration_windows(context, tokens)
+    windows = calibration_windows(context, tokens, length)
     parts = in_parts(widths)
     with context.progress.bar("measuring inputs", len(windows) * len(parts)) as advance:
         for part in parts:

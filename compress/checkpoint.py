@@ -112,6 +112,12 @@ class Checkpoint:
         """Size of all weight files."""
         return sum(file.stat().st_size for file in self.weight_files())
 
+    def copy_weights(self, folder: Path) -> None:
+        """Copy all files that hold weights, and the index that names them if there are several."""
+        single, index = self.folder / SINGLE, self.folder / INDEX
+        for file in (*self.weight_files(), *([index] if index.is_file() and not single.is_file() else [])):
+            shutil.copyfile(file, folder / file.name)
+
     def copy_sidecars(self, folder: Path) -> None:
         """Copy config, tokenizer, chat template and licence."""
         for file in sidecars(self.folder):

@@ -228,13 +228,20 @@ def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
     """Refuse a teacher that speaks of other tokens: distributions over different words cannot be compared.
 
     Raises:
-        UserError: the vocabularies differ.
+        UserError: the vocabularies differ, or the rows of the embeddings do.
     """
     difference = _difference(student, teacher)
     if difference:
         raise UserError(
             f"student and teacher have different tokenizers ({student.folder} and {teacher.folder}): {difference}.",
             "Give a teacher of the same family, with the same tokenizer: teacher.path=DIR_OR_ID.",
+        )
+    rows = [checkpoint.config.vocab_size for checkpoint in (student, teacher)]
+    if rows[0] != rows[1]:
+        raise UserError(
+            f"student and teacher have the same tokenizer, but embeddings of {rows[0]:,} and {rows[1]:,} rows, some of "
+            f"them padding ({student.folder} and {teacher.folder}).",
+            f"Pad the smaller in transformers: model.resize_token_embeddings({max(rows)}), then model.save_pretrained.",
         )
 
 
@@ -244,9 +251,6 @@ PROBE = "The 1st naïve test:\n\tdef f(x): return x**2  # 北京, 3.14 and \u00a
 
 def _difference(student: Checkpoint, teacher: Checkpoint) -> str:
     """The first thing in which two vocabularies differ; empty if none does."""
-    sizes = [checkpoint.config.vocab_size for checkpoint in (student, teacher)]
-    if sizes[0] != sizes[1]:
-        return f"their vocabularies have {sizes[0]:,} and {sizes[1]:,} entries"
     own, other = student.tokenizer(), teacher.tokenizer()
     words, words_of_teacher = own.get_vocab(), other.get_vocab()
     if words != words_of_teacher:

@@ -86,6 +86,10 @@ class Architecture:
         layer, key = self.split(name)
         return key if layer is None else f"{self.modules.layer(layer)}.{key}"
 
+    def is_tied_copy(self, config: Config, name: str) -> bool:
+        """Whether the checkpoint tensor `name` is a tied head, which some files hold beside its embedding."""
+        return self.shape(config).tied and self.parameter(name) == f"{self.modules.head}.weight"
+
     def renumbered(self, name: str, layer: int) -> str:
         """The same tensor's name in another layer, in the checkpoint's own spelling."""
         layers = re.escape(self.modules.layers.rpartition(".")[2])

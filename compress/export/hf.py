@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compress.checkpoint import Checkpoint, write_config
+from compress.checkpoint import ADAPTER_CONFIG, Checkpoint, write_config
 from compress.export.settings import HFExport, Merge
 from compress.stage import ADAPTER
 from compress.writer import TensorWriter
@@ -23,11 +23,9 @@ def write_artifact(checkpoint: Checkpoint, settings: HFExport, folder: Path) -> 
     if settings.merge is Merge.dense and ADAPTER in checkpoint.traits:
         write_merged(checkpoint, folder)
         return
-    for file in checkpoint.weight_files():
-        shutil.copyfile(file, folder / file.name)
-    for name in ("model.safetensors.index.json", "adapter_config.json"):
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+    checkpoint.copy_weights(folder)
+    if (checkpoint.folder / ADAPTER_CONFIG).is_file():
+        shutil.copyfile(checkpoint.folder / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
 
 
 def write_merged(checkpoint: Checkpoint, folder: Path) -> None:

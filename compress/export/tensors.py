@@ -29,14 +29,12 @@ def delivered(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor | Encoded, G
     out. An encoded weight is [out, in]; a dense one lies as the family has it.
     """
     architecture = adapter_for(checkpoint.config)
-    tied = architecture.shape(checkpoint.config).tied
     for stored, value, grid in _stored(checkpoint):
-        name = architecture.parameter(stored)
-        if tied and name == f"{architecture.modules.head}.weight":
+        if architecture.is_tied_copy(checkpoint.config, stored):
             continue
         if grid is None and architecture.axes(checkpoint.config, stored) is None:
             continue
-        yield name, value, grid
+        yield architecture.parameter(stored), value, grid
 
 
 def _stored(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor | Encoded, Grid | None]]:

@@ -46,8 +46,12 @@ class LayerMap:
 
     @classmethod
     def of(cls, starts: tuple[int, ...], teacher_layers: int) -> LayerMap:
-        """Ends from starts: just before the teacher layer that the next student layer stands for."""
-        return cls(starts, tuple(start - 1 for start in (*starts[1:], teacher_layers)))
+        """Ends from starts: just before the teacher layer that the next student layer stands for.
+
+        A layer that stands for the same one as the next, in a student deeper than its teacher, ends there too.
+        """
+        following = (*starts[1:], teacher_layers)
+        return cls(starts, tuple(max(start, after - 1) for start, after in zip(starts, following, strict=True)))
 
     @classmethod
     def uniform(cls, student_layers: int, teacher_layers: int) -> LayerMap:

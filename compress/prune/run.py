@@ -71,7 +71,7 @@ def cut(checkpoint: Checkpoint, plan: Plan, context: Context) -> Checkpoint:
     with context.progress.bar("cutting", len(checkpoint.shards)) as advance:
         for name, tensor in checkpoint.tensors():
             kept = prune_tensor(name, tensor, plan, architecture, checkpoint.config)
-            if kept is not None:
+            if kept is not None and not architecture.is_tied_copy(checkpoint.config, name):
                 path, value = kept
                 writer.add(path, value.to(dtype) if value.is_floating_point() else value)
             advance(1)

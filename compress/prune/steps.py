@@ -8,6 +8,7 @@ parameters at a time). Compensation always looks at the model the run began with
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -93,12 +94,14 @@ def between(config: Any, goal: Widths, steps: int) -> list[Widths]:
     for step in range(1, steps + 1):
         widths = goal
         if step < steps:
-            widths = at(step, 64)
-            try:
-                architecture.check(config, widths)
-            except UserError:
-                widths = at(step, 1)
-                architecture.check(config, widths)
+            fine = at(step, 1)
+            # the last for a family without a head size of its own, which is as wide as its heads are together
+            for widths in (at(step, 64), fine, replace(fine, hidden=fine.heads * shape.head_dim)):
+                with suppress(UserError):
+                    architecture.check(config, widths)
+                    break
+            else:
+                architecture.check(config, fine)
         if widths != found[-1]:
             found.append(widths)
     return found[1:] or [goal]

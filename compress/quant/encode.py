@@ -109,7 +109,7 @@ def encode_checkpoint(
                 if not math.isfinite(error):
                     check_range(path, weight, grid)
                 facts[stored_name] = {"error": error, "bytes": encoded.bytes(), "weights": weight.numel()}
-            elif not _is_tied_copy(name, architecture.modules.head, checkpoint):
+            elif not architecture.is_tied_copy(checkpoint.config, stored_name):
                 writer.add(stored_name, tensor.to(dtype if original.is_floating_point() else original.dtype))
             writer.step(stored_name, facts[stored_name])
             advance(1)
@@ -184,11 +184,6 @@ def _told(left_dense: Sequence[str], linears: AbstractSet[str]) -> Iterator[str]
         yield f"{len(inside)} of {len(linears)} layers stay dense: their shapes do not fit the grid"
     for path in sorted(set(left_dense) - inside):
         yield f"{path} stays dense: its shape does not fit the grid"
-
-
-def _is_tied_copy(name: str, head: str, checkpoint: Checkpoint) -> bool:
-    """A tied head that a checkpoint stores all the same: it is its embedding, and is written once."""
-    return name == f"{head}.weight" and bool(checkpoint.config.tie_word_embeddings)
 
 
 def relative_error(weight: Tensor, decoded: Tensor) -> float:

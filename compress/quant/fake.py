@@ -96,7 +96,9 @@ class GridWeight(nn.Module):
         if self.low_rank is None:
             return self.latent
         a, b = self.low_rank
-        return self.latent + b @ a
+        # in bf16 the sum would round to other levels than it does when it is merged
+        with torch.autocast(self.latent.device.type, enabled=False):
+            return self.latent + b @ a
 
     def forward(self, dtype: torch.dtype) -> Tensor:
         """The weight as it will be, [rows, columns]."""

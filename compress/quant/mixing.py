@@ -14,6 +14,7 @@ from safetensors import safe_open
 from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.calibrate import calibration_windows, input_grams
+from compress.data.windows import CALIBRATION_WINDOW
 from compress.errors import UserError
 from compress.grids import Grid, fits, grid_named
 from compress.quant.allocation import Choice, allocate, smallest
@@ -188,7 +189,8 @@ def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Budget, context: 
     """What every tensor loses on every grid that it fits, in nats of KL per token."""
     linears = [path for path in linear_paths(checkpoint.config) if path in sizes.grids]
     tokens = min(MEASURED_TOKENS, stage.calibration.tokens)
-    windows = calibration_windows(context, tokens)
+    length = min(stage.calibration.length, CALIBRATION_WINDOW)
+    windows = calibration_windows(context, tokens, length)
     model = load_model(checkpoint.folder, device=context.fabric.device).requires_grad_(False)
     with context.progress.bar("measuring gradients", len(windows)) as advance:
         found = slopes(model, windows, linears, context.seed, advance)
@@ -197,7 +199,7 @@ def sensitivities(checkpoint: Checkpoint, sizes: Sizes, stage: Budget, context: 
     spreads = stage.algorithm is Algorithm.gptq
     widths = {path: sizes.shapes[path][1] for path in linears}
     with context.progress.bar("measuring sensitivity", len(sizes.grids)) as advance:
-        for grams in input_grams(model, widths, context, tokens):
+        for grams in input_grams(model, widths, context, tokens, length):
             for path, gram in grams.items():
                 weight = weight_of(model.get_submodule(path), conv1d).float()
                 for grid in sizes.grids[path].values():

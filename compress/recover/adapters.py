@@ -88,8 +88,7 @@ def write_adapters(adapted: Any, base: Checkpoint, context: Context) -> Checkpoi
     values |= {"base_model_name_or_path": None, "target_modules": sorted(values["target_modules"])}
     (context.folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(part)
-    for file in base.weight_files():
-        shutil.copyfile(file, context.folder / file.name)
+    base.copy_weights(context.folder)
     base.copy_sidecars(context.folder)
     write_config(context.folder, base.config)
     return Checkpoint(context.folder, base.traits | {ADAPTER}, base.name)

@@ -129,11 +129,14 @@ def check_complete(folder: Path) -> None:
             "Look at its config.json and tokenizer files, or copy the model again. (tokenizer.model alone needs pip "
             "install sentencepiece.)",
         ) from error
-    own_name = adapter_for(config).parameter
+    architecture = adapter_for(config)
     found: dict[str, list[int]] = {}
+    places: dict[str, tuple[Path, str]] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as opened:
-            found |= {own_name(name): opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+            for name in opened.keys():  # noqa: SIM118
+                own = architecture.parameter(name)
+                found[own], places[own] = opened.get_slice(name).get_shape(), (file, name)
     for name, parameter in model.named_parameters():
         if found.get(name) != list(parameter.shape):
             what = f"has shape {found[name]}, not {list(parameter.shape)}" if name in found else "is missing"
@@ -141,6 +144,25 @@ def check_complete(folder: Path) -> None:
                 f"The checkpoint in {folder} does not fit its config.json: tensor {name} {what}.",
                 "Copy the model again, or give another one: model.path=DIR_OR_ID.",
             )
+    embedding, head = (f"{path}.weight" for path in (architecture.modules.embedding, architecture.modules.head))
+    if architecture.shape(config).tied and head in places and not _equal(places[embedding], places[head]):
+        raise UserError(
+            f"The config.json in {folder} says that the head is the embedding (tie_word_embeddings), and there is a head "
+            "with other numbers.",
+            'Set "tie_word_embeddings": false in config.json, or leave the head out of the file.',
+        )
+
+
+def _equal(*places: tuple[Path, str]) -> bool:
+    """Whether two tensors, each a file and a name, hold the same numbers."""
+    import torch
+    from safetensors import safe_open
+
+    tensors = []
+    for file, name in places:
+        with safe_open(file, "pt") as opened:
+            tensors.append(opened.get_tensor(name))
+    return torch.equal(*tensors)
 
 
 def check_finite(folder: Path) -> None:

@@ -75,10 +75,12 @@ def held_out_for(settings: Training, context: Context) -> Tensor:
 def write_dense(model: Any, source: Checkpoint, context: Context) -> Checkpoint:
     """Write a trained dense model with the names, types and sidecars of the checkpoint it came from."""
     state = model.state_dict()
-    own_name = adapter_for(source.config).parameter
+    architecture = adapter_for(source.config)
     writer = TensorWriter(context.folder, source.shards)
     for name, tensor in source.tensors():
-        trained = state.get(own_name(name))
+        if architecture.is_tied_copy(source.config, name):
+            continue
+        trained = state.get(architecture.parameter(name))
         # a buffer that models no longer hold stays as it is
         writer.add(name, tensor if trained is None else trained.detach().to("cpu", tensor.dtype))
     writer.close()

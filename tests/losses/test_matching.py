@@ -37,6 +37,16 @@ def test_a_layer_in_front_of_dropped_ones_ends_where_they_ended() -> None:
     assert LayerMap.uniform(2, 6).starts == (0, 3) and LayerMap.uniform(2, 6).ends == (2, 5)
 
 
+def test_a_student_deeper_than_its_teacher_ends_where_its_layers_stand() -> None:
+    found = LayerMap.uniform(5, 3)
+    assert found.starts == (0, 0, 1, 1, 2) and found.ends == (0, 0, 1, 1, 2)
+    student, teacher = pair(num_hidden_layers=6)
+    assert teacher.config.num_hidden_layers < 6
+    loss = Matched(Terms(hidden=0.5, attention=0.5), student, teacher, None)
+    net = Distillation(student, teacher, loss, Training(), steps=4)
+    assert torch.isfinite(net.training_step(batch(), 0))
+
+
 def states(model: Any, kind: str, layer: int, ids: Tensor) -> Tensor:
     """From what transformers itself hands out: the stream after a layer, or the normed stream before it."""
     streams = model.base_model

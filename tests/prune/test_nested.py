@@ -38,6 +38,8 @@ def test_steps_go_straight_to_the_goal() -> None:
     shape = adapter_for(config).shape(config)
     half = replace(shape.widths, heads=2, hidden=32)
     assert between(config, half, 2) == [replace(shape.widths, heads=3, hidden=48), half]
+    quarter = replace(shape.widths, heads=3, hidden=48)
+    assert between(config, quarter, 2) == [quarter]  # no whole head to cut in between
 
 
 def test_nested_stages_count_in_the_key() -> None:

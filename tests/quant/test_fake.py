@@ -112,6 +112,8 @@ def test_low_rank_merges_exactly(name: str) -> None:
     with torch.no_grad():
         merged.latent.copy_(weight.whole_latent())
     assert torch.equal(merged(torch.float32), unmerged)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(weight(torch.float32), unmerged)  # as it is trained
     a, b = weight.low_rank
     (weight(torch.float32) ** 2).sum().backward()
     assert a.grad is not None and b.grad is not None and float(b.grad.norm()) > 0 and float(a.grad.norm()) > 0

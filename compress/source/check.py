@@ -147,8 +147,8 @@ def check_complete(folder: Path) -> None:
     embedding, head = (f"{path}.weight" for path in (architecture.modules.embedding, architecture.modules.head))
     if architecture.shape(config).tied and head in places and not _equal(places[embedding], places[head]):
         raise UserError(
-            f"The config.json in {folder} says that the head is the embedding (tie_word_embeddings), and there is a head "
-            "with other numbers.",
+            f"The config.json in {folder} says that the head is the embedding (tie_word_embeddings), and there is a "
+            "head with other numbers.",
             'Set "tie_word_embeddings": false in config.json, or leave the head out of the file.',
         )
 

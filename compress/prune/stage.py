@@ -179,8 +179,8 @@ class Compensate:
     read_ridge: float = 0.3
     """The pull on the projections that read the residual stream: few inputs, which need no longer text."""
     calibration_tokens: int = 24576
-    """Tokens the projections are fitted on. Of an MLP cut of 20%, 24,576 take away a quarter of the lost
-    log-perplexity, four times as many a third (SmolLM2-135M, WikiText-2)."""
+    """Tokens the projections are fitted on. Of the log-perplexity that an MLP cut of 20% loses, 24,576 win
+    back 31% on text of the kind they are taken from, four times as many 39% (SmolLM2-135M); on another kind a fifth."""
 
     kind: ClassVar[str] = "compensate"
     version: ClassVar[int] = 6

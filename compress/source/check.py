@@ -162,7 +162,7 @@ def _equal(*places: tuple[Path, str]) -> bool:
     for file, name in places:
         with safe_open(file, "pt") as opened:
             tensors.append(opened.get_tensor(name))
-    return torch.equal(*tensors)
+    return tensors[0].dtype == tensors[1].dtype and torch.equal(*tensors)
 
 
 def check_finite(folder: Path) -> None:

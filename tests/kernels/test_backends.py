@@ -39,7 +39,7 @@ def run(code: str, **environment: str) -> tuple[str, str]:
 
 
 def test_processes_that_start_at_once_share_one_build(tmp_path: Path) -> None:
-    # both compile everything: without optimizing, in an eighth of the time
+    # both compile everything: without optimizing, in a part of the time
     quick = tmp_path / "quick_cc"
     quick.write_text(f'#!/bin/sh\nexec {native.find_compiler()} "$@" -O0\n')
     quick.chmod(0o755)

@@ -140,10 +140,11 @@ def _one(composed: Any, folder: Path, overrides: list[str], statuses: list[int])
         print(report["message"])
         statuses.append(report["status"])
         return
+    from compress.report.format import failed
     from compress.report.terminal import show
 
     show(report)
-    if not all(artifact["verified"] for artifact in report["artifacts"]):
+    if any(map(failed, report["artifacts"])):
         statuses.append(1)
 
 

@@ -36,7 +36,7 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     """
     from compress.progress import Terminal
     from compress.report import format as form
-    from compress.sweep.settings import returned
+    from compress.sweep.settings import check_known, returned
 
     number, overrides = hydra_config.job.num, list(hydra_config.overrides.task)
     alone = hydra_config.launcher._target_ == ONE_BY_ONE
@@ -51,6 +51,7 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     progress = Terminal(prefix=f"{number}: ", bars=alone)
     progress.title(f"run {number}: {' '.join(overrides)}")
     try:
+        check_known(composed.sweep.objectives, composed.evaluate.measure)
         report = execute(composed, folder, overrides, progress)
     except Exception as error:
         status = tell(error, folder, f"run {number} failed: ")
@@ -68,11 +69,12 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
         print(report["message"])
         _keep(folder, record | {"state": "done", "status": report["status"]})
         return None
-    refused = [a["name"] for a in report["artifacts"] if not a["verified"]]
+    refused = [a["name"] for a in report["artifacts"] if form.failed(a)]
     problem = f"not verified: {', '.join(refused)}" if refused else ""
     _keep(folder, record | {"state": "done", "status": 1 if refused else 0, "problem": problem})
     final = report["final"]
-    progress.say(f"done: KL {final['kl_to_teacher']:.3f}, {form.size(final['bytes'])}" + f", {problem}" * bool(problem))
+    said = form.cell(final, "kl_to_teacher", "KL {:.3f}, ".format) + form.size(final["bytes"])
+    progress.say(f"done: {said}" + f", {problem}" * bool(problem))
     # a search must not go after figures of an artifact that its runtime contradicts
     return None if refused else returned(report, list(composed.sweep.objectives))
 

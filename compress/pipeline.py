@@ -60,7 +60,7 @@ class Run:
         preparation.check_writable(self.cache, "COMPRESS_CACHE=DIR in front of the command")
         self._start()
         self.baseline = self.evaluator.quality(self.original.checkpoint, self.original.weights)
-        preparation.check_finite(self.baseline["ppl"], self.original.checkpoint)
+        preparation.check_finite(self.baseline, self.original.checkpoint)
         self.baseline |= self.evaluator.behaviour(self.original.checkpoint, self.original.weights)
         self.student = self._student()
         current = dense = self.first
@@ -121,12 +121,11 @@ class Run:
         )
         self.evaluator.check_texts()
         preparation.check_text(config.stages, self.corpus, self.original.checkpoint)
-        measured = self.evaluator.windows[""].numel()
-        preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, measured)
+        preparation.check_validation(config.stages, self.corpus, self.original.checkpoint, self.evaluator.measured)
         folders = self.first.checkpoint.folder, self.original.checkpoint.folder
         self.own_text = OwnText(self.store, config.own_text, self.original, self.run_key, self.fabric, self.progress)
-        self.predicted, self.exports.predicted = predicted(config, folders, self.store, self.own_text.written())
-        check_memory(self.predicted, config.stages, self.device)
+        self.predicted, self.exports.predicted, memory = predicted(config, folders, self.store, self.own_text.written())
+        check_memory(self.predicted, config.stages, self.device, memory)
 
     def _fabric(self) -> Fabric:
         import torch
@@ -250,10 +249,11 @@ class Run:
         self.progress.say(f"--- {name}" if kind == name else f"--- {name} ({kind})")
 
     def _say_quality(self, quality: dict[str, Any], cached: bool) -> None:
-        self.progress.say(
-            f"perplexity {quality['ppl']:.2f}, KL to the original {quality['kl_to_teacher']:.3f} "
-            f"(other text: {quality[SECOND + 'kl_to_teacher']:.3f})" + (", from the store" if cached else "")
-        )
+        said = f"not measured, {quality['bytes'] / 1e6:,.1f} MB"
+        if self.config.evaluate.measure:
+            said = f"perplexity {quality['ppl']:.2f}, KL to the original {quality['kl_to_teacher']:.3f} "
+            said += f"(other text: {quality[SECOND + 'kl_to_teacher']:.3f})"
+        self.progress.say(said + (", from the store" if cached else ""))
 
 
 def check_at_once(config: Config, exports: Artifacts, device: str) -> None:

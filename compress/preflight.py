@@ -27,6 +27,7 @@ from compress.estimate.run import run_estimate
 from compress.estimate.subject import Subject, subject_of
 from compress.paths import cache_folder
 from compress.pipeline import Run
+from compress.report.format import failed as not_as_computed
 from compress.source import HuggingFaceModel
 from compress.stage import Advance, Progress, Quiet
 
@@ -116,7 +117,7 @@ def run_preflight(config: Config, progress: Progress | None = None) -> dict[str,
             report = Run(small, root / "out", follow, [], root / "cache").execute()
         except Exception as error:
             raise failure(follow.where, error) from error
-    failed = [a for a in report["artifacts"] if not a["verified"]]
+    failed = [a for a in report["artifacts"] if not_as_computed(a)]
     if failed:
         told = "; ".join(f"{a['name']}: {a['error']}" for a in failed)
         raise UserError(f"preflight: the twin's artifacts are not what the pipeline computed: {told}.", HINT)
@@ -148,8 +149,9 @@ def _checked(config: Config) -> Subject:
     subject = subject_of(config.model)
     preparation.check_shapes(config.stages, subject.config)
     device = preparation.check_device(config.device.value)
-    rows = {row["name"]: row for row in run_estimate(config, cache_folder())["stages"]}
-    check_memory(rows, config.stages, device)
+    estimate = run_estimate(config, cache_folder())
+    rows = {row["name"]: row for row in estimate["stages"]}
+    check_memory(rows, config.stages, device, estimate["measuring"])
     return subject
 
 
@@ -160,6 +162,7 @@ def _small(config: Config, subject: Subject, root: Path) -> Config:
     small.model = HuggingFaceModel(str(make_twin(config, config.model, root / subject.name.rpartition("/")[2])))
     if config.teacher is not None:
         small.teacher = HuggingFaceModel(str(make_twin(config, config.teacher, root / "teacher")))
+    small.evaluate.measure = True  # a twin is small
     small.data, small.second = Loaded(config.data.load()), Loaded(config.second.load())
     small.output = str(root / "out")
     return small

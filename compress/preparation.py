@@ -211,12 +211,13 @@ def check_positions(config: Any, student: Checkpoint, teacher: Checkpoint) -> No
             )
 
 
-def check_finite(ppl: float, original: Checkpoint) -> None:
+def check_finite(figures: Mapping[str, Any], original: Checkpoint) -> None:
     """Refuse a model that overflows by itself: nothing can be measured on it, let alone fitted.
 
     Raises:
-        UserError: its perplexity is not a number.
+        UserError: its perplexity, if that was measured, is not a number.
     """
+    ppl = figures.get("ppl", 1.0)
     if not math.isfinite(ppl):
         raise UserError(
             f"the model in {original.folder} gives no finite perplexity ({ppl}) when it runs in {original.dtype_name}.",

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from compress.estimate.form import Form
 from compress.estimate.machine import Machine
-from compress.estimate.predict import Plan, chain, seconds_of
+from compress.estimate.memory import loaded, resident
+from compress.estimate.predict import GPU_CONTEXT, Plan, chain, reference_states, seconds_of, world_of
 from compress.estimate.work import Phase, World, forward, head
 from compress.evaluate.settings import AT_ONCE
 
@@ -31,9 +32,14 @@ TEXTS = 2
 
 def around(plan: Plan, evaluation: Evaluation, exports: Mapping[str, Export], known: Machine) -> dict[str, float]:
     """Seconds by what is done: "measuring" all models of the pipeline, and "artifact NAME" for each export."""
-    world = World(plan.original, plan.original, known.native_bf16, known.computes_in_half(plan.original.dtype))
+    world = world_of(plan, known)
     forms = [plan.original] + [effect.form for _, _, effect, _ in chain(plan, known)]
     last = forms[-1]
+    writing = {
+        name: 3 * last.bytes / known.bandwidth + e.seconds_a_layer * last.widths.layers for name, e in exports.items()
+    }
+    if not evaluation.measure:
+        return {f"artifact {name}": seconds for name, seconds in writing.items()}
     reading = sum(evaluating(form, plan.original, plan.evaluated_tokens, evaluation.window, known) for form in forms)
     behaving = 0.0
     for form in (plan.original, last):
@@ -41,12 +47,31 @@ def around(plan: Plan, evaluation: Evaluation, exports: Mapping[str, Export], kn
         behaving += speed_runs(form, world, evaluation, known)
     found = {"measuring": reading + behaving}
     for name, export in exports.items():
-        writing = 3 * last.bytes / known.bandwidth + export.seconds_a_layer * last.widths.layers
         comparing = 2 * passes(last, export.probe_tokens, export.probe_tokens, 1, known)
         comparing += speed_runs(last, world, evaluation, known)
         again = evaluating(last, plan.original, plan.evaluated_tokens, evaluation.window, known)
-        found[f"artifact {name}"] = writing + START + comparing + again
+        found[f"artifact {name}"] = writing[name] + START + comparing + again
     return found
+
+
+def measuring(plan: Plan, evaluation: Evaluation, known: Machine) -> dict[str, int]:
+    """Memory to measure the original, which no other model of a run is larger than: it is loaded whole.
+
+    Returns:
+        `peak_rss_bytes` of the process, `mapped_bytes` of its files on top, which are read again in every window, and
+        `gpu_bytes`; nothing where nothing is measured.
+    """
+    if not evaluation.measure:
+        return {}
+    original, world = plan.original, world_of(plan, known)
+    stored = 0 if world.converts else original.bytes
+    widened = 4 * original.count() if world.converts else sum(loaded(original).values())
+    base = resident(original.shape.vocab, reference_states(plan, known), False)
+    return {
+        "peak_rss_bytes": sum(base.values()) + widened,
+        "mapped_bytes": stored,
+        "gpu_bytes": original.bytes + base["reference states"] + GPU_CONTEXT,
+    }
 
 
 def passes(form: Form, tokens: float, length: int, heads: int, known: Machine) -> float:

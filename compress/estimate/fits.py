@@ -36,25 +36,29 @@ SURE = 0.85
 """Of what a stage is predicted to hold at most: where not even this fits, the prediction's error is no excuse."""
 
 
-def check_memory(rows: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any], device: str) -> None:
-    """Refuse a chain of which a stage cannot fit: into a GPU's memory, or on a CPU into this machine's.
+def check_memory(
+    rows: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any], device: str, measuring: Mapping[str, int]
+) -> None:
+    """Refuse a chain of which a stage, or measuring its models, cannot fit: into a GPU's memory, or on a CPU into this
+    machine's.
 
     Args:
         rows: what is predicted of each stage.
         stages: the stages.
         device: cpu or cuda.
+        measuring: what is predicted of that (`around.measuring`).
 
     Raises:
         UserError: naming what there is and what is needed.
     """
     there = _gpu_bytes() if device == "cuda" else memory_bytes()
+    where = "the GPU" if device == "cuda" else "this machine"
     for name, row in rows.items():
         needed = row["gpu_bytes" if device == "cuda" else "peak_rss_bytes"]
         settings = getattr(stages[name], "train", None)
         if settings is not None and settings.strategy is Strategy.fsdp:
             needed //= settings.devices
         if SURE * needed > there:
-            where = "the GPU" if device == "cuda" else "this machine"
             smaller = (
                 "Train in smaller pieces (train.accumulate=4 train.activation_checkpointing=true), with smaller "
                 "moments (train=adamw_8bit), or adapters only (+pipeline=qlora); mode=estimate shows what fits."
@@ -63,6 +67,15 @@ def check_memory(rows: Mapping[str, Mapping[str, Any]], stages: Mapping[str, Any
                 f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, and {where} has {there / GIB:.0f} GiB.",
                 smaller if settings is not None else f"Drop it with '~stages.{name}', or give it less text to measure.",
             )
+    on_host = measuring.get("peak_rss_bytes", 0) + measuring.get("mapped_bytes", 0)
+    needed = measuring.get("gpu_bytes", 0) if device == "cuda" else on_host
+    if SURE * needed > there:
+        raise UserError(
+            f"measuring the original needs about {needed / GIB:.0f} GiB of memory, and {where} has {there / GIB:.0f} "
+            "GiB.",
+            "Leave measuring out (evaluate.measure=false): methods without data (+pipeline=nf4, "
+            "quant@stages.quant=int8) then rewrite the model tensor by tensor.",
+        )
 
 
 def _gpu_bytes() -> int:

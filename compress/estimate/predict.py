@@ -43,7 +43,7 @@ class Plan:
     first: Form
     """What the chain starts from: the original unless another teacher is named."""
     evaluated_tokens: int
-    """Of each of the two texts."""
+    """Of each of the two texts; none where nothing is measured."""
     own_tokens: int
     own_length: int
     own_written: bool
@@ -75,11 +75,7 @@ def chain(plan: Plan, known: Machine | None = None) -> list[tuple[str, Any, Effe
 def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
     """One row a stage, in order."""
     steps, on_gpu = chain(plan, known), chain(plan)
-    original = plan.original
-    world = World(original, original, known.native_bf16, known.computes_in_half(original.dtype))
-    references = 2 * world.itemsize * plan.evaluated_tokens * original.widths.hidden
-    if world.converts:  # the head is kept, and no longer a part of a file
-        references += 4 * original.shape.vocab * original.widths.hidden
+    references = reference_states(plan, known)
     rows: list[dict[str, Any]] = []
     for (name, stage, effect, before), (_, _, there, _) in zip(steps, on_gpu, strict=True):
         base = resident(plan.original.shape.vocab, references, TEXT in stage.reads)
@@ -90,6 +86,20 @@ def predict(plan: Plan, known: Machine) -> list[dict[str, Any]]:
         gpu = max(peak_of(phase, base).gpu for phase in there.phases)
         rows.append(row(name, stage, effect, base, known) | {"gpu_bytes": gpu})
     return rows
+
+
+def world_of(plan: Plan, known: Machine) -> World:
+    """What the first stage's estimate may ask, on this machine."""
+    original = plan.original
+    return World(original, original, known.native_bf16, known.computes_in_half(original.dtype))
+
+
+def reference_states(plan: Plan, known: Machine) -> int:
+    """Bytes of the original's hidden states on both texts, and of its head where that is no part of a file any more."""
+    world, original = world_of(plan, known), plan.original
+    states = 2 * world.itemsize * plan.evaluated_tokens * original.widths.hidden
+    kept = world.converts and plan.evaluated_tokens > 0
+    return states + (4 * original.shape.vocab * original.widths.hidden if kept else 0)
 
 
 def own_text(plan: Plan, itemsize: int) -> Phase:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.arch import adapter_for
 from compress.data.windows import readable
 from compress.errors import speaking_of
-from compress.estimate.around import around
+from compress.estimate.around import around, measuring
 from compress.estimate.fits import USABLE, ways
 from compress.estimate.form import Form
 from compress.estimate.formats import bytes_per_format, rule_of_thumb
@@ -72,6 +72,7 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         "formats": formats,
         "stages": stages,
         "around": around(plan, config.evaluate, config.export, known),
+        "measuring": measuring(plan, config.evaluate, known),
         "decode": decode_roofline(plan, known),
         "rule_of_thumb": rules(plan.first),
         "training": training_ways(config, plan, last, known),
@@ -86,7 +87,7 @@ def plan_of(config: Config, subject: Subject, teacher: Subject, own_written: boo
         stages=config.stages,
         original=teacher.form,
         first=subject.form,
-        evaluated_tokens=config.evaluate.tokens,
+        evaluated_tokens=config.evaluate.tokens if config.evaluate.measure else 0,
         own_tokens=config.own_text.tokens,
         own_length=readable(config.own_text.length, subject.config),
         own_written=own_written,
@@ -95,9 +96,9 @@ def plan_of(config: Config, subject: Subject, teacher: Subject, own_written: boo
 
 def predicted(
     config: Config, folders: tuple[Path, Path], store: Store, own_written: bool
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """For a run: stage name -> its figures of `PREDICTED`, and what is done around the stages -> seconds, with this
-    machine measured by torch.
+) -> tuple[dict[str, Any], dict[str, float], dict[str, int]]:
+    """For a run: stage name -> its figures of `PREDICTED`, what is done around the stages -> seconds, and the memory
+    that measuring takes; with this machine measured by torch.
 
     Args:
         config: of the run.
@@ -109,7 +110,7 @@ def predicted(
     first, original = (subject_in(folder, folder.name) for folder in folders)
     plan = plan_of(config, first, original, own_written)
     stages = {row["name"]: {key: row[key] for key in PREDICTED} for row in predict(plan, known)}
-    return stages, around(plan, config.evaluate, config.export, known)
+    return stages, around(plan, config.evaluate, config.export, known), measuring(plan, config.evaluate, known)
 
 
 def described(subject: Subject, form: Form) -> dict[str, Any]:

@@ -72,8 +72,10 @@ def _stages(console: Any, report: Mapping[str, Any]) -> None:
             duration(stage["seconds"]),
             f"<= {decode[stage['name']]:.3g}",
         )
+    measured = report["measuring"]
     for what, seconds in report["around"].items():
-        table.add_row(what, "", "", "", "", "", duration(seconds), "")
+        memory = form.size(host) if what == "measuring" and (host := measured.get("peak_rss_bytes")) else ""
+        table.add_row(what, "", "", memory, "", "", duration(seconds), "")
     total = sum(stage["seconds"] for stage in report["stages"]) + sum(report["around"].values())
     peak = max(stage["peak_rss_bytes"] for stage in report["stages"])
     table.add_row("in all", "", "", form.size(peak), "", "", duration(total), "")

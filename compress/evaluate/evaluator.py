@@ -58,7 +58,13 @@ class Evaluator:
 
     def check_texts(self) -> None:
         """Refuse a text too short to score, before anything is computed."""
-        self.windows  # noqa: B018 - raises
+        if self.settings.measure:
+            self.windows  # noqa: B018 - raises
+
+    @property
+    def measured(self) -> int:
+        """Tokens of the first text that are scored."""
+        return self.windows[""].numel() if self.settings.measure else 0
 
     @cached_property
     def windows(self) -> dict[str, torch.Tensor]:
@@ -135,7 +141,15 @@ class Evaluator:
         return figures
 
     def quality(self, checkpoint: Checkpoint, weights: str, plain: bool = False) -> dict[str, Any]:
-        """Perplexity, KL and agreement on every text, and sizes. `weights` identifies the checkpoint's weights."""
+        """Perplexity, KL and agreement on every text, and sizes; sizes alone where nothing is measured.
+
+        Args:
+            checkpoint: to measure.
+            weights: identifies its weights.
+            plain: without any code of ours.
+        """
+        if not self.settings.measure:
+            return self.size(checkpoint)
 
         def compute() -> dict[str, Any]:
             from compress.evaluate.quality import measure, measure_itself
@@ -158,6 +172,8 @@ class Evaluator:
 
     def behaviour(self, checkpoint: Checkpoint, weights: str, plain: bool = False) -> dict[str, Any]:
         """Speed, answers with their repetition rate, and tasks: for the first and the last model of a run."""
+        if not self.settings.measure:
+            return {"answers": []}
 
         def compute() -> dict[str, Any]:
             from compress.evaluate.answers import answer, repetition

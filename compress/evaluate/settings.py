@@ -25,6 +25,9 @@ AT_ONCE = 16
 class Evaluation:
     """Perplexity, KL to the original and top-1 agreement on two held-out texts; speed; answers to prompts."""
 
+    measure: bool = True
+    """False: no model is loaded to be measured, and artifacts are not reloaded: for a checkpoint larger than memory,
+    which methods that need no data rewrite tensor by tensor."""
     tokens: int = 8192
     """Scored tokens of each text, rounded down to whole windows."""
     window: int = 1024
@@ -47,6 +50,11 @@ class Evaluation:
     """Questions per task; all by default."""
 
     def __post_init__(self) -> None:
+        if self.tasks and not self.measure:
+            raise UserError(
+                f"evaluate.tasks=[{','.join(self.tasks)}] need the model, which evaluate.measure=false does not load.",
+                "Drop one of the two.",
+            )
         if self.window < 2:
             raise UserError(f"evaluate.window={self.window} leaves nothing to score.", "Give at least 2 tokens.")
         if self.tokens < 2:

@@ -95,6 +95,8 @@ def _proof(
 ) -> dict[str, Any]:
     """The round trip, speed and figures in the runtime; or what is remembered of the same bytes and versions."""
     runtime = settings.runtime(checkpoint)
+    if not evaluator.settings.measure:
+        return {"runtime": runtime, "cached": False, **RoundTrip.left_out().as_dict(), "speed": {}, "metrics": {}}
     ids = evaluator.windows[""][:1, : min(settings.probe_tokens, settings.positions or settings.probe_tokens)]
     expectation = settings.expect(checkpoint, ids, evaluator.load_as)
     probe.keep(folder, ids, expectation, {"format": settings.format, "runtime": runtime})

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class RoundTrip:
     """What came out of the reload, compared with the pipeline's model."""
 
-    verified: bool
+    verified: bool | None
+    """None: it was not reloaded."""
     mean_kl: float
     max_kl: float
     top1_agreement: float
@@ -39,6 +40,11 @@ class RoundTrip:
     def as_dict(self) -> dict[str, Any]:
         """For the report."""
         return asdict(self)
+
+    @classmethod
+    def left_out(cls) -> RoundTrip:
+        """Nobody asked."""
+        return cls(None, float("nan"), float("nan"), float("nan"), None, loaded=False)
 
     @classmethod
     def failed(cls, why: str, loaded: bool = True) -> RoundTrip:

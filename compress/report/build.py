@@ -82,8 +82,8 @@ def build_report(facts: Facts) -> dict[str, Any]:
         | {
             "bytes_of_bf16_original": final["bytes"] / baseline["bytes_bf16"],
             "bytes_of_source_file": final["bytes"] / source.source_bytes if source.source_bytes else None,
-            "ppl_ratio": final["ppl"] / baseline["ppl"],
-        },
+        }
+        | ({"ppl_ratio": final["ppl"] / baseline["ppl"]} if "ppl" in final else {}),
         "artifacts": facts.artifacts,
         "source_file": facts.source_file,
         "left_out": facts.left_out,
@@ -115,6 +115,8 @@ def versions(facts: Facts) -> dict[str, str]:
 
 def protocol(baseline: dict[str, Any], stored: str) -> str:
     """One sentence without which a perplexity means nothing."""
+    if "ppl" not in baseline:
+        return "Nothing was measured (evaluate.measure=false): how far the result is from the original is not known."
     windows = f"{baseline['windows']} + {baseline['second_windows']}"
     computed = "the type of the weights" if native(stored) else f"fp32 (this processor has no products in {stored})"
     window = baseline["scored_tokens"] // baseline["windows"] + 1

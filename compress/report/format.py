@@ -55,8 +55,13 @@ def cell(figures: Mapping[str, Any], name: str, show: Callable[[float], str]) ->
 
 
 def runs(artifact: Mapping[str, Any]) -> bool:
-    """It was measured, or verified at least: its context may be too short for a perplexity."""
-    return bool(artifact["metrics"]) or artifact["verified"]
+    """It is there, and nothing has shown that it does not run: its context may be too short for a perplexity."""
+    return bool(artifact["metrics"]) or not failed(artifact)
+
+
+def failed(artifact: Mapping[str, Any]) -> bool:
+    """It does not say what the pipeline's model says; one that was not asked has not failed."""
+    return artifact["verified"] is False
 
 
 def figures_of(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,6 +182,11 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
                 said += f", {' and '.join(rates)} tokens/s"
             runtime = runtime_of(a).replace("transformers", "plain transformers")
             sentences.append(f"{a['name']}: {size(a['bytes'])}, reloaded in a fresh process by {runtime}, {said}.")
+        elif not failed(a):
+            sentences.append(
+                f"{a['name']}: {size(a['bytes'])}, written and not reloaded, for nothing is measured "
+                "(evaluate.measure=false): try it before you ship it."
+            )
         else:
             sentences.append(f"{a['name']}: FAILED: {a['error']}. Do not ship it.")
     return [*sentences, *(f"{name}: LEFT OUT: {why}" for name, why in report["left_out"].items())]
@@ -189,6 +199,8 @@ def runtime_of(artifact: Mapping[str, Any]) -> str:
 
 def runtime_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Original, the file it came in and artifacts, each in its own runtime: rows under `RUNTIME_HEADER`."""
+    if "ppl" not in report["baseline"]:
+        return []
     original = report["baseline"]["ppl"]
 
     def cells(name: str, runtime: str, figures: Mapping[str, Any], speed: Mapping[str, float], load: str) -> list[str]:

@@ -28,7 +28,7 @@ def show(report: Mapping[str, Any]) -> None:
     console.print()
     for sentence in [*form.healing(report), *form.speeds(report)]:
         console.print(sentence)
-    well = [artifact["verified"] for artifact in report["artifacts"]] + [False] * len(report["left_out"])
-    for verified, sentence in zip(well, form.verdicts(report), strict=True):
-        console.print(sentence, style="" if verified else "bold red")
+    bad = [form.failed(artifact) for artifact in report["artifacts"]] + [True] * len(report["left_out"])
+    for failed, sentence in zip(bad, form.verdicts(report), strict=True):
+        console.print(sentence, style="bold red" if failed else "")
     console.print(f"Took {form.duration(report['seconds'])}. Everything is in {report['output']}", soft_wrap=True)

@@ -33,6 +33,8 @@ def won_back(
     Returns:
         One entry per healing stage and text, with the KLs the fractions are made of.
     """
+    if KL not in baseline:
+        return []
     if student is not None:
         stages = [{"name": STUDENT, "kind": "prune", "metrics": student}, *stages]
     found = []

@@ -31,6 +31,8 @@ OBJECTIVES = {
     "decode": Objective(("final", "speed", "decode_tokens_per_second"), "maximize"),
 }
 """Name in `sweep.objectives` -> figure."""
+SIZES = ("bytes", "params")
+"""Those that are known where nothing is measured."""
 
 
 @dataclass
@@ -67,6 +69,24 @@ class Sweep:
                 f"sweep.objectives asks for {speeds[0]}, but evaluate.speed=false leaves it unmeasured.",
                 "Drop evaluate.speed=false, or choose other objectives.",
             )
+
+
+def check_known(objectives: Sequence[str], measure: bool) -> None:
+    """Refuse a sweep whose runs return what they do not measure.
+
+    Args:
+        objectives: `sweep.objectives`.
+        measure: `evaluate.measure`.
+
+    Raises:
+        UserError: one of them is no size.
+    """
+    missing = [name for name in objectives if name not in SIZES]
+    if missing and not measure:
+        raise UserError(
+            f"sweep.objectives asks for {missing[0]}, but evaluate.measure=false leaves it unmeasured.",
+            "Drop evaluate.measure=false, or give 'sweep.objectives=[bytes]'.",
+        )
 
 
 def directions(names: Sequence[str]) -> list[str]:

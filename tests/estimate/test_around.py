@@ -39,6 +39,11 @@ def test_speed_and_answers_are_counted() -> None:
     assert seconds("evaluate.answer_tokens=8")["measuring"] < seconds("evaluate.answer_tokens=80")["measuring"]
 
 
+def test_what_is_not_measured_takes_no_time() -> None:
+    found = seconds("evaluate.measure=false")
+    assert list(found) == ["artifact hf"] and 0 < found["artifact hf"] < seconds()["artifact hf"]
+
+
 def test_the_terminal_gives_the_sum(capsys: pytest.CaptureFixture[str], cache: object) -> None:
     del cache
     report = compress.run(["+pipeline=qlora", "mode=estimate"])

@@ -237,13 +237,13 @@ def test_a_run_checks_the_memory_of_either_device(
     save("llama", tmp_path, tokenizer=False)
     monkeypatch.setattr(run, "machine", lambda *_, **__: MACHINE)
     config = build(compose(["+pipeline=prune_distill"]))
-    rows, _ = run.predicted(config, (tmp_path, tmp_path), Store(cache / "store"), own_written=True)
+    rows, _, measured = run.predicted(config, (tmp_path, tmp_path), Store(cache / "store"), own_written=True)
     there = "_gpu_bytes" if device == "cuda" else "memory_bytes"
     monkeypatch.setattr(fits, there, lambda: 80 << 30)
-    fits.check_memory(rows, config.stages, device)
+    fits.check_memory(rows, config.stages, device, measured)
     monkeypatch.setattr(fits, there, lambda: 1 << 20)
     with pytest.raises(UserError, match="GPU" if device == "cuda" else "this machine"):
-        fits.check_memory(rows, config.stages, device)
+        fits.check_memory(rows, config.stages, device, measured)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -269,10 +269,10 @@ def test_memory_is_that_of_the_prediction(
     little = {"peak_rss_bytes": 9 << 30, "gpu_bytes": 9 << 30}
     rows = {"prune": little, "compensate": little, "it": {"peak_rss_bytes": 18 << 30, "gpu_bytes": 18 << 30}}
     if not refused:
-        fits.check_memory(rows, stages, device)
+        fits.check_memory(rows, stages, device, {})
         return
     with pytest.raises(UserError, match=r"'it' needs about 18 GiB.*has 10 GiB"):
-        fits.check_memory(rows, stages, device)
+        fits.check_memory(rows, stages, device, {})
 
 
 def test_out_of_memory(

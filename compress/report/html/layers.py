@@ -133,33 +133,43 @@ def tasks(report: Mapping[str, Any]) -> str:
     return section("tasks", "Tasks", table("Task scores", form.TASK_HEADER, rows) if rows else "")
 
 
+VERDICTS = {True: "verified", False: "FAILED: ", None: "not verified: it was not reloaded"}
+
+
 def artifacts(report: Mapping[str, Any]) -> str:
     """What can be shipped, with the figures of its round trip."""
     rows = form.runtime_rows(report)
     parts = [table("Artifacts in their runtimes", form.RUNTIME_HEADER, rows)] if rows else []
     for artifact in report["artifacts"]:
-        emulation = artifact.get("emulation")
-        judged: list[tuple[str, object]] = []
-        if emulation:
-            judged = [(f"mean KL to an emulation ({emulation['scheme']})", f"{emulation['mean_kl']:.2e}")]
-        first = artifact["first_difference"]
         pairs: list[tuple[str, object]] = [
-            ("verdict", "verified" if artifact["verified"] else f"FAILED: {artifact['error']}"),
+            ("verdict", VERDICTS[artifact["verified"]] + (artifact["error"] if form.failed(artifact) else "")),
             ("format", artifact["format"] + (", adapter beside the base" if artifact.get("adapter") else "")),
             ("size", f"{form.size(artifact['bytes'])} ({artifact['bytes']} bytes)"),
             ("runtime", form.runtime_of(artifact)),
-            ("mean KL to the pipeline's model", f"{artifact['mean_kl']:.2e}"),
-            *judged,
-            ("largest KL of a position", f"{artifact['max_kl']:.2e}"),
-            ("top-1 agreement", f"{artifact['top1_agreement']:.1%}"),
-            ("first different token", "none" if first is None else f"at position {first}"),
-            ("loaded in", form.duration(artifact["load_seconds"]) if artifact["loaded"] else "it does not load"),
+            *(() if artifact["verified"] is None else round_trip(artifact)),
             ("sha256 of the weights", artifact["sha256"]),
             ("where", artifact["path"]),
         ]
         parts.append(f"<h3>{esc(artifact['name'])}</h3>" + facts(pairs))
     parts += [f"<h3>{esc(name)}</h3>" + facts([("left out", why)]) for name, why in report["left_out"].items()]
     return section("artifacts", "Artifacts", *parts)
+
+
+def round_trip(artifact: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What came out of the reload."""
+    emulation = artifact.get("emulation")
+    judged: list[tuple[str, object]] = []
+    if emulation:
+        judged = [(f"mean KL to an emulation ({emulation['scheme']})", f"{emulation['mean_kl']:.2e}")]
+    first = artifact["first_difference"]
+    return [
+        ("mean KL to the pipeline's model", f"{artifact['mean_kl']:.2e}"),
+        *judged,
+        ("largest KL of a position", f"{artifact['max_kl']:.2e}"),
+        ("top-1 agreement", f"{artifact['top1_agreement']:.1%}"),
+        ("first different token", "none" if first is None else f"at position {first}"),
+        ("loaded in", form.duration(artifact["load_seconds"]) if artifact["loaded"] else "it does not load"),
+    ]
 
 
 def reproduce(report: Mapping[str, Any]) -> str:

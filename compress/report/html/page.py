@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from compress.report import format as form
 from compress.report.html import layers, sections
 from compress.report.html.markup import esc
 from compress.report.html.predicted import predicted
@@ -20,7 +21,7 @@ FOOTER = "<footer>Written by compress. This page loads nothing from anywhere.</f
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a run's report; equal reports give equal bytes."""
-    failed = any(not artifact["verified"] for artifact in report["artifacts"])
+    failed = any(map(form.failed, report["artifacts"]))
     title = ("FAILED: " if failed else "") + f"{report['model']['name']}, {report['pipeline']}"
     body = [
         sections.headline(report),

@@ -21,6 +21,30 @@ def headline(report: Mapping[str, Any]) -> str:
     chain = " → ".join(stage["name"] for stage in report["stages"])
     tiles = [
         tile("size", form.size(final["bytes"]), form.size(baseline["bytes"]), fewer(baseline["bytes"], final["bytes"])),
+        *(quality(baseline, final) if "ppl" in final else ()),
+    ]
+    before, after = baseline.get("speed"), final.get("speed")
+    if before and after:
+        old, new = before["decode_tokens_per_second"], after["decode_tokens_per_second"]
+        prefill = f"prefill {before['prefill_tokens_per_second']:.0f} → {after['prefill_tokens_per_second']:.0f}"
+        tiles.append(tile("decode, tokens/s", f"{new:.1f}", f"{old:.1f}", prefill))
+    of_source = final["bytes_of_source_file"]
+    share = f"The result takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
+    share += f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else "."
+    lead = f"Compressed by {report['pipeline']}: {chain}." if chain else "As it is, in the formats asked for."
+    return (
+        f"<header><h1>{esc(model['name'])}</h1>"
+        + paragraph(lead, "lead")
+        + f'<div class="tiles">{"".join(tiles)}</div>'
+        + verdict(report)
+        + paragraph(share, "note")
+        + f"<details><summary>What was asked</summary><pre>{esc(report['command'])}</pre></details></header>"
+    )
+
+
+def quality(baseline: Mapping[str, Any], final: Mapping[str, Any]) -> list[str]:
+    """Perplexity, KL and agreement."""
+    return [
         tile(
             "perplexity",
             f"{final['ppl']:.2f}",
@@ -40,23 +64,6 @@ def headline(report: Mapping[str, Any]) -> str:
             f"other text {100 * final['second_top1_agreement']:.1f}%",
         ),
     ]
-    before, after = baseline.get("speed"), final.get("speed")
-    if before and after:
-        old, new = before["decode_tokens_per_second"], after["decode_tokens_per_second"]
-        prefill = f"prefill {before['prefill_tokens_per_second']:.0f} → {after['prefill_tokens_per_second']:.0f}"
-        tiles.append(tile("decode, tokens/s", f"{new:.1f}", f"{old:.1f}", prefill))
-    of_source = final["bytes_of_source_file"]
-    share = f"The result takes {100 * final['bytes_of_bf16_original']:.1f}% of the original in bf16"
-    share += f" and {100 * of_source:.1f}% of the source file. {model['note']}" if of_source else "."
-    lead = f"Compressed by {report['pipeline']}: {chain}." if chain else "As it is, in the formats asked for."
-    return (
-        f"<header><h1>{esc(model['name'])}</h1>"
-        + paragraph(lead, "lead")
-        + f'<div class="tiles">{"".join(tiles)}</div>'
-        + verdict(report)
-        + paragraph(share, "note")
-        + f"<details><summary>What was asked</summary><pre>{esc(report['command'])}</pre></details></header>"
-    )
 
 
 def tile(label: str, now: str, before: str, remark: str) -> str:
@@ -85,12 +92,20 @@ def plus_minus(error: float) -> str:
     return f" ± {kl(error)}" if error else ""
 
 
+VERDICTS = {
+    True: ("good", "✓ Verified", "status"),
+    False: ("bad", "✗", "alert"),
+    None: ("none", "Not verified", "status"),
+}
+"""Verified or not, or never asked -> class, word and role of its box."""
+
+
 def verdict(report: Mapping[str, Any]) -> str:
     """May the artifacts be shipped?"""
     blocks = []
     well = [artifact["verified"] for artifact in report["artifacts"]] + [False] * len(report["left_out"])
     for verified, sentence in zip(well, form.verdicts(report), strict=True):
-        kind, word, role = ("good", "✓ Verified", "status") if verified else ("bad", "✗", "alert")
+        kind, word, role = VERDICTS[verified]
         blocks.append(f'<div class="verdict {kind}" role="{role}"><b>{word}</b>{esc(sentence)}</div>')
     return "".join(blocks) or '<div class="verdict none">No artifact was written, so none was verified.</div>'
 
@@ -103,7 +118,7 @@ def stages(report: Mapping[str, Any]) -> str:
     divergence = charts.bars(
         "kl",
         "Bar chart: KL to the original after every stage, on the held-out and on the other text",
-        [(name, [divergence_bar(name, figures, *text) for text in TEXTS]) for name, figures in named],
+        [(name, [divergence_bar(name, row, *text) for text in TEXTS]) for name, row in named if "ppl" in row],
         room=len(TEXTS),
     )
     source = report["model"]["bytes"]

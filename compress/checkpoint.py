@@ -41,6 +41,8 @@ class Checkpoint:
     folder: Path
     traits: frozenset[str]
     name: str = "model"
+    rows: int | None = None
+    """Of embedding and head, those that count; what a larger model of the same tokenizer has more is padding."""
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Known:
     @property
     def key(self) -> dict[str, str]:
         """For the key of the next stage."""
-        return {"weights": self.weights, "sidecars": self.sidecars}
+        cut = {} if self.checkpoint.rows is None else {"rows": str(self.checkpoint.rows)}
+        return {"weights": self.weights, "sidecars": self.sidecars, **cut}
 
 
 def library_versions() -> dict[str, str]:

@@ -67,11 +67,11 @@ class OwnText:
         with self.store.locked(key):
             kept = self.store.recall("own_text", key)
             if kept is None:
-                from compress.runtime.loading import load_model
+                from compress.runtime.loading import load_original
                 from compress.runtime.sampling import sample_windows
 
                 with self.progress.bar("the original writes text of its own", count * length) as advance:
-                    model = load_model(original.folder, device=self.fabric.device)
+                    model = load_original(original, self.fabric.device)
                     # the run's seed is in the key
                     windows = sample_windows(model, original.tokenizer(), count, length, int(key[:8], 16), advance)
                 kept = {"windows": windows.tolist()}

@@ -94,6 +94,7 @@ class Run:
         self.first = known_source(self.source.folder, self.source.name, self.store)
         self.original = known_source(teacher.folder, teacher.name, self.store) if teacher else self.first
         preparation.check_teacher(config, self.first.checkpoint, self.original.checkpoint)
+        self.original = preparation.without_padding(self.original, self.first.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
         self.exports.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)

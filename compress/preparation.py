@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from compress.checkpoint import Checkpoint
     from compress.data import Corpus
+    from compress.keys import Known
     from compress.stage import Progress
 
 GIB = 1 << 30
@@ -238,12 +240,23 @@ def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
             "Give a teacher of the same family, with the same tokenizer: teacher.path=DIR_OR_ID.",
         )
     rows = [checkpoint.config.vocab_size for checkpoint in (student, teacher)]
-    if rows[0] != rows[1]:
+    if rows[0] > rows[1]:
         raise UserError(
             f"student and teacher have the same tokenizer, but embeddings of {rows[0]:,} and {rows[1]:,} rows, some of "
             f"them padding ({student.folder} and {teacher.folder}).",
-            f"Pad the smaller in transformers: model.resize_token_embeddings({max(rows)}), then model.save_pretrained.",
+            f"Pad the teacher in transformers: model.resize_token_embeddings({rows[0]}), then model.save_pretrained.",
         )
+
+
+def without_padding(teacher: Known, student: Checkpoint) -> Known:
+    """The teacher with the rows of embedding and head that its student has too: those beyond are padding.
+
+    A tokenizer of 151,665 words has 151,936 rows in Qwen2.5-0.5B and 152,064 in the 7B.
+    """
+    rows = student.config.vocab_size
+    if rows >= teacher.checkpoint.config.vocab_size:
+        return teacher
+    return replace(teacher, checkpoint=replace(teacher.checkpoint, rows=rows))
 
 
 PROBE = "The 1st naïve test:\n\tdef f(x): return x**2  # 北京, 3.14 and \u00a0spaces   here"

@@ -45,7 +45,7 @@ def corrected_teacher(settings: Training, context: Context) -> Checkpoint:
                 store.commit(key, folder, {"kind": "teacher correction", "metrics": fitted.metrics()})
         else:
             context.progress.say("the corrected teacher is in the store")
-    return Checkpoint(store.folder(key), original.traits, original.name)
+    return replace(original, folder=store.folder(key))
 
 
 def correction_key(settings: Training, context: Context) -> str:

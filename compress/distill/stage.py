@@ -103,7 +103,7 @@ class Distill:
     def run(self, checkpoint: Checkpoint, context: Context) -> tuple[Checkpoint, Metrics]:
         """Train, then write the student in the types it had."""
         from compress.losses.matching import Matched
-        from compress.runtime.loading import load_model
+        from compress.runtime.loading import load_original
         from compress.train.fit import fit
         from compress.train.student import load_student, windows_for, write_dense
 
@@ -120,7 +120,7 @@ class Distill:
             student.get_input_embeddings().requires_grad_(False)
             student.get_output_embeddings().requires_grad_(False)
         if teacher is None:
-            teacher = load_model(source.folder, device=context.fabric.device).requires_grad_(False)
+            teacher = load_original(source, context.fabric.device).requires_grad_(False)
         if not self.loss.matching:
             fitted = fit(student, teacher, self.loss, windows, self.train, context)
         else:

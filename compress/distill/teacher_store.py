@@ -26,7 +26,7 @@ from torch import Tensor
 from compress.keys import machine_inputs, sidecars_key, source_key
 from compress.losses.stored import StoredTeacher
 from compress.preparation import check_disk
-from compress.runtime.loading import load_model
+from compress.runtime.loading import load_original
 from compress.store import content_key, sync_folder
 from compress.writer import link_or_copy
 
@@ -96,6 +96,7 @@ def store_key(teacher: Checkpoint, windows: Windows, kept: Kept, context: Contex
             "version": VERSION,
             "teacher": source_key(teacher.folder, context.store),
             "sidecars": sidecars_key(teacher.folder),
+            **({} if teacher.rows is None else {"rows": teacher.rows}),
             "windows": text.hexdigest(),
             "kept": kept.__dict__,
             **machine_inputs(device.type, torch.get_num_threads()),
@@ -105,7 +106,7 @@ def store_key(teacher: Checkpoint, windows: Windows, kept: Kept, context: Contex
 
 def _write(store: Store, key: str, teacher: Checkpoint, windows: Windows, kept: Kept, context: Context) -> None:
     count, length = windows.ids.shape
-    vocab = teacher.config.vocab_size
+    vocab = teacher.rows or teacher.config.vocab_size
     size = count * (length - 1) * kept.bytes_per_position(vocab)
     context.progress.say(
         f"the teacher's logits will take {size / 1e6:.1f} MB: {count} windows of {length} tokens, "
@@ -133,7 +134,7 @@ def write_parts(
         ids = windows.ids[begin : begin + PART]
         file = folder / f"part-{number:06d}.safetensors"
         if not file.exists():
-            model = load_model(teacher.folder, device=device) if model is None else model
+            model = load_original(teacher, device) if model is None else model
             temporary = folder / f".{file.name}.{os.getpid()}"
             save_file(_part(model, ids.to(device).long(), kept, number), temporary)
             with temporary.open("rb") as opened:

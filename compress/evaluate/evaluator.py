@@ -93,7 +93,8 @@ class Evaluator:
         Raises:
             UserError: naming it.
         """
-        known, largest = int(self.original.config.get_text_config().vocab_size), int(windows.max())
+        stored = int(self.original.config.get_text_config().vocab_size)
+        known, largest = self.original.rows or stored, int(windows.max())
         if largest >= known:
             raise UserError(
                 f"the tokenizer gives token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the "
@@ -113,9 +114,9 @@ class Evaluator:
 
     def load(self, checkpoint: Checkpoint, plain: bool = False) -> Any:
         """The checkpoint as a model; `plain` without any code of ours, as its users will load it."""
-        from compress.runtime.loading import load_model
+        from compress.runtime.loading import load_original
 
-        return load_model(checkpoint.folder, device=self.device, plain=plain)
+        return load_original(checkpoint, self.device, plain)
 
     def load_as(self, checkpoint: Checkpoint, dtype: torch.dtype | None) -> Any:
         """The checkpoint as the pipeline's model, its dense tensors in `dtype`; None: as stored."""

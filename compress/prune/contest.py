@@ -17,7 +17,7 @@ from compress.errors import UserError
 from compress.losses.terms import comparable
 from compress.prune.nested import drop_weights, hand_over, run_inside
 from compress.prune.search import none_left
-from compress.runtime.loading import load_model
+from compress.runtime.loading import load_original
 from compress.stage import Context, Metrics
 from compress.train.module import head_weight, last_hidden
 
@@ -111,7 +111,7 @@ def judging_windows(context: Context, documents: tuple[str, ...], tokens: int) -
 def divergence_from(context: Context, checkpoint: Checkpoint, windows: Tensor) -> float:
     """Mean KL from the original, nats per token."""
     device = context.fabric.device
-    model, original = (load_model(c.folder, device=device) for c in (checkpoint, context.original))
+    model, original = (load_original(c, device) for c in (checkpoint, context.original))
     total, count = 0.0, 0
     with context.progress.bar("judging", len(windows)) as advance:
         for window in windows.to(device):

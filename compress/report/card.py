@@ -69,7 +69,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
         f"---\n{data.to_yaml()}\n---",
         f"# {title(report)}",
         "## What was done\n\n" + (done or UNCHANGED),
-        "## What it cost\n\n" + table(form.HEADER[:-1], rows),
+        "## What it cost\n\n" + table(*form.filled(form.HEADER[:-1], rows)),
         "\n".join(f"- {sentence}" for sentence in form.healing(report)),
         f"{report['protocol']} KL is to the original, in nats per token. Text: {last_name(report['text']['origin'])}",
         "## How to load it\n\n```python\n" + loading(artifact) + "\n```",

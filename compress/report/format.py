@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compress.report.won_back import STUDENT
@@ -96,6 +96,12 @@ def before(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """What there was before the first stage, by name: the original, or a teacher and its student."""
     student = report.get("student")
     return [(compared_with(report), report["baseline"]), *([("student, untrained", student)] if student else [])]
+
+
+def filled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which nothing stands: nothing was measured there."""
+    columns = [place for place in range(len(header)) if place == 0 or any(row[place] for row in rows)]
+    return [header[place] for place in columns], [[row[place] for place in columns] for row in rows]
 
 
 def main_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:

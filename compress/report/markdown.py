@@ -22,7 +22,7 @@ def render(report: Mapping[str, Any]) -> str:
     """The whole page."""
     model, final = report["model"], report["final"]
     parts = [f"# {report['pipeline']}: {model['name']}"]
-    parts.append(table(form.HEADER, form.main_table(report)))
+    parts.append(table(*form.filled(form.HEADER, form.main_table(report))))
     parts.append("\n".join(f"- {s}" for s in [*form.healing(report), *form.speeds(report), *form.verdicts(report)]))
     of_source = final["bytes_of_source_file"]
     parts.append(

@@ -19,9 +19,10 @@ def show(report: Mapping[str, Any]) -> None:
     table = Table(
         title=f"{report['pipeline']}: {report['model']['name']}", title_justify="left", box=None, pad_edge=False
     )
-    for column, name in enumerate(form.HEADER):
+    header, rows = form.filled(form.HEADER, form.main_table(report))
+    for column, name in enumerate(header):
         table.add_column(name, justify="left" if column == 0 else "right", no_wrap=True)
-    for cells in form.main_table(report):
+    for cells in rows:
         table.add_row(*cells)
     console.print()
     console.print(table)

@@ -76,6 +76,14 @@ def load_model(
     return model.eval()
 
 
+def load_original(checkpoint: Checkpoint, device: torch.device | str = "cpu", plain: bool = False) -> Any:
+    """The model of a checkpoint as others are compared with it: without rows of padding that they do not have."""
+    model = load_model(checkpoint.folder, device=device, plain=plain)
+    if checkpoint.rows is not None:
+        model.resize_token_embeddings(checkpoint.rows)
+    return model
+
+
 def slow_half(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether `device` is a processor without products in this half precision: what lies in it computes in fp32."""
     return torch.device(device).type == "cpu" and not native(str(dtype).removeprefix("torch."))

@@ -11,7 +11,7 @@ from compress.checkpoint import Checkpoint, write_config
 from compress.data.mixing import mixed
 from compress.data.windows import last_windows, readable, training_windows
 from compress.errors import UserError
-from compress.runtime.loading import load_model
+from compress.runtime.loading import load_model, load_original
 from compress.writer import TensorWriter
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def load_teacher(context: Context) -> Any:
     """The original model, frozen."""
-    return load_model(context.original.folder, device=context.fabric.device).requires_grad_(False)
+    return load_original(context.original, context.fabric.device).requires_grad_(False)
 
 
 def load_student(checkpoint: Checkpoint, context: Context) -> Any:

@@ -166,12 +166,13 @@ def test_hidden_width_that_gpt2_cannot_say(text_file: Path, tmp_path: Path, cach
         compress.run(tiny_run("prune_only", tmp_path / "gpt2", text_file, tmp_path / "out", *more))
 
 
-def test_teacher_with_more_rows_of_embedding(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
+def test_student_with_more_rows_than_its_teacher(text_file: Path, tmp_path: Path, cache: Path) -> None:
     from tests.models import save
 
-    save("llama", tmp_path / "teacher", vocab_size=400)
+    save("llama", tmp_path / "teacher")
+    model = save("llama", tmp_path / "student", vocab_size=400)
     more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}"]
-    with pytest.raises(UserError, match=r"same tokenizer, but embeddings of 320 and 400 rows"):
+    with pytest.raises(UserError, match=r"same tokenizer, but embeddings of 400 and 320 rows"):
         compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out", *more))
 
 

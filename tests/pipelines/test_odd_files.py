@@ -1,4 +1,4 @@
-"""Checkpoints as some are stored: a tied head written beside its embedding, weights in several files."""
+"""Checkpoints as some are stored: a tied head beside its embedding, weights in several files, rows of padding."""
 
 from __future__ import annotations
 
@@ -66,3 +66,40 @@ def test_adapters_on_a_base_in_several_files(
     folder = Path(artifact["path"])
     assert artifact["verified"], artifact["error"]
     assert (folder / INDEX).is_file() and len(list(folder.glob("model-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize("more", [(), ("stages.distill.teacher_store=topk",)], ids=["online", "stored"])
+def test_padding_rows_of_a_teacher_change_nothing(
+    more: tuple[str, ...],
+    tied: bool,
+    text_file: Path,
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Qwen2.5-7B has more rows than the 0.5B, and the same words. What stands in them does not matter."""
+    from transformers import AutoModelForCausalLM
+
+    student, plain, padded = (tmp_path / name for name in ("student", "plain", "padded"))
+    save("llama", student, hidden_size=32, tie_word_embeddings=tied)
+    save("llama", plain, tie_word_embeddings=tied)
+    save("llama", padded, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_pretrained(padded)
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 80, mean_resizing=False)
+    for parameter in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+        parameter.data[rows:] = 3.0  # likelier than any word, if they counted
+    model.save_pretrained(padded)
+    found = {}
+    for teacher in (plain, padded):
+        monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / f"cache_{teacher.name}"))
+        named = ["+model@teacher=hf", f"teacher.path={teacher}", "train.own_share=0"]
+        run = tiny_run("distill_only", student, text_file, tmp_path / f"out_{teacher.name}", *QUIET, *named, *more)
+        found[teacher] = compress.run(run)
+    ours, like = found[padded], found[plain]
+    assert ours["artifacts"][0]["verified"]
+    assert ours["artifacts"][0]["sha256"] == like["artifacts"][0]["sha256"]
+    for key in ("ppl", "kl_to_teacher", "top1_agreement", "second_kl_to_teacher"):
+        assert ours["final"][key] == like["final"][key]
+        assert ours["baseline"][key] == like["baseline"][key]

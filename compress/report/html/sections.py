@@ -144,7 +144,7 @@ def stages(report: Mapping[str, Any]) -> str:
             figure("chart-size", "Size", sizes, legend=legend(("first", "weights as stored, embeddings included"))),
             *effort(report["stages"]),
         ),
-        table("Figures after every stage", form.HEADER, form.main_table(report)),
+        table("Figures after every stage", *form.filled(form.HEADER, form.main_table(report))),
         bullets(sentence.replace("->", "→") for sentence in form.healing(report)),
     )
 

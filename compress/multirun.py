@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 
 from compress.command import execute, fresh_folder
+from compress.config import Mode
 from compress.mistakes import as_user_error, tell
 from compress.store import write_atomically
 from compress.sweep.points import RECORD
@@ -36,7 +37,7 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     """
     from compress.progress import Terminal
     from compress.report import format as form
-    from compress.sweep.settings import check_known, returned
+    from compress.sweep.settings import check_compares, returned
 
     number, overrides = hydra_config.job.num, list(hydra_config.overrides.task)
     alone = hydra_config.launcher._target_ == ONE_BY_ONE
@@ -51,7 +52,8 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     progress = Terminal(prefix=f"{number}: ", bars=alone)
     progress.title(f"run {number}: {' '.join(overrides)}")
     try:
-        check_known(composed.sweep.objectives, composed.evaluate.measure)
+        if composed.mode is Mode.run:
+            check_compares(composed.evaluate.measure)
         report = execute(composed, folder, overrides, progress)
     except Exception as error:
         status = tell(error, folder, f"run {number} failed: ")
@@ -73,8 +75,7 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     problem = f"not verified: {', '.join(refused)}" if refused else ""
     _keep(folder, record | {"state": "done", "status": 1 if refused else 0, "problem": problem})
     final = report["final"]
-    said = form.cell(final, "kl_to_teacher", "KL {:.3f}, ".format) + form.size(final["bytes"])
-    progress.say(f"done: {said}" + f", {problem}" * bool(problem))
+    progress.say(f"done: KL {final['kl_to_teacher']:.3f}, {form.size(final['bytes'])}" + f", {problem}" * bool(problem))
     # a search must not go after figures of an artifact that its runtime contradicts
     return None if refused else returned(report, list(composed.sweep.objectives))
 

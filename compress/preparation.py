@@ -198,7 +198,7 @@ def check_positions(config: Any, student: Checkpoint, teacher: Checkpoint) -> No
     """
     from compress.data.windows import readable
 
-    lengths = {"evaluate.window": config.evaluate.window}
+    lengths = {"evaluate.window": config.evaluate.window} if config.evaluate.measure else {}
     for name, part in trainings(config.stages):
         lengths[f"stages.{name}.train.length"] = part.train.length
     for name, stage in config.stages.items():
@@ -231,7 +231,7 @@ def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
     """Refuse a teacher that speaks of other tokens: distributions over different words cannot be compared.
 
     Raises:
-        UserError: the vocabularies differ, or the rows of the embeddings do.
+        UserError: the vocabularies differ, or the teacher has no row for something the student may say.
     """
     difference = _difference(student, teacher)
     if difference:
@@ -240,6 +240,13 @@ def check_same_words(student: Checkpoint, teacher: Checkpoint) -> None:
             "Give a teacher of the same family, with the same tokenizer: teacher.path=DIR_OR_ID.",
         )
     rows = [checkpoint.config.vocab_size for checkpoint in (student, teacher)]
+    words = max(student.tokenizer().get_vocab().values()) + 1
+    if rows[0] < min(words, rows[1]):
+        raise UserError(
+            f"the tokenizer has {words:,} words, and the student's embedding {rows[0]:,} rows ({student.folder}): its "
+            f"teacher has {rows[1]:,}, which are not all padding.",
+            f"Enlarge the student in transformers: model.resize_token_embeddings({rows[1]}), then save_pretrained.",
+        )
     if rows[0] > rows[1]:
         raise UserError(
             f"student and teacher have the same tokenizer, but embeddings of {rows[0]:,} and {rows[1]:,} rows, some of "

@@ -42,11 +42,17 @@ class Done(NamedTuple):
     activations: str | None = None
 
 
+def compute_type() -> torch.dtype:
+    """bf16; fp32 on a processor that would emulate it, a hundred times slower: no library could show what it does."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else "bf16"
+    return torch.bfloat16 if "bf16" in flags else torch.float32
+
+
 def load(folder: Path, **options: Any) -> Any:
-    """The model in bf16."""
+    """The model in the type that this processor computes in."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=compute_type(), **options).eval()
 
 
 def save_dense(job: Job, weights: dict[str, Tensor]) -> None:
@@ -66,7 +72,7 @@ def decoder_linears(model: nn.Module) -> dict[str, Any]:
 def as_dense(layer: nn.Module, columns: int) -> Tensor:
     """The weight [out, in] of a linear layer, whatever it is stored as: its product with the identity."""
     with torch.no_grad():
-        return torch.as_tensor(layer(torch.eye(columns, dtype=torch.bfloat16))).t().contiguous()
+        return torch.as_tensor(layer(torch.eye(columns, dtype=compute_type()))).t().contiguous()
 
 
 def bitsandbytes_nf4(job: Job) -> Done:
@@ -77,7 +83,7 @@ def bitsandbytes_nf4(job: Job) -> Done:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_type(),
     )
     begin = time.perf_counter()
     model = load(job.model, quantization_config=settings, device_map="cpu")
@@ -154,7 +160,7 @@ def hqq_int4(job: Job) -> Done:
     begin = time.perf_counter()
     model = load(job.model)
     settings = BaseQuantizeConfig(nbits=4, group_size=64)
-    AutoHQQHFModel.quantize_model(model, quant_config=settings, compute_dtype=torch.bfloat16, device="cpu")
+    AutoHQQHFModel.quantize_model(model, quant_config=settings, compute_dtype=compute_type(), device="cpu")
     seconds = time.perf_counter() - begin
     layers = decoder_linears(model)
     save_dense(job, {path: layer.dequantize() for path, layer in layers.items()})

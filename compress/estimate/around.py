@@ -55,7 +55,7 @@ def around(plan: Plan, evaluation: Evaluation, exports: Mapping[str, Export], kn
 
 
 def measuring(plan: Plan, evaluation: Evaluation, known: Machine) -> dict[str, int]:
-    """Memory to measure the original, which no other model of a run is larger than: it is loaded whole.
+    """Memory to measure the larger of the original and the model the chain begins with: it is loaded whole.
 
     Returns:
         `peak_rss_bytes` of the process, `mapped_bytes` of its files on top, which are read again in every window, and
@@ -63,15 +63,21 @@ def measuring(plan: Plan, evaluation: Evaluation, known: Machine) -> dict[str, i
     """
     if not evaluation.measure:
         return {}
-    original, world = plan.original, world_of(plan, known)
-    stored = 0 if world.converts else original.bytes
-    widened = 4 * original.count() if world.converts else sum(loaded(original).values())
-    base = resident(original.shape.vocab, reference_states(plan, known), False)
+    world = world_of(plan, known)
+    largest = max(plan.original, plan.first, key=lambda form: form.bytes)
+    stored = 0 if world.converts else largest.bytes
+    widened = 4 * largest.count() if world.converts else sum(loaded(largest).values())
+    base = resident(largest.shape.vocab, reference_states(plan, known), False)
     return {
         "peak_rss_bytes": sum(base.values()) + widened,
         "mapped_bytes": stored,
-        "gpu_bytes": original.bytes + base["reference states"] + GPU_CONTEXT,
+        "gpu_bytes": largest.bytes + GPU_CONTEXT,
     }
+
+
+def on_host(memory: Mapping[str, int]) -> int:
+    """What `measuring` needs of this machine: files that are read in every window must stay in memory too."""
+    return memory.get("peak_rss_bytes", 0) + memory.get("mapped_bytes", 0)
 
 
 def passes(form: Form, tokens: float, length: int, heads: int, known: Machine) -> float:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from compress.errors import UserError
+from compress.estimate.around import on_host
 from compress.estimate.form import Form
 from compress.estimate.layouts import Format
 from compress.estimate.machine import Machine
@@ -67,12 +68,10 @@ def check_memory(
                 f"stage {name!r} needs about {needed / GIB:.0f} GiB of memory, and {where} has {there / GIB:.0f} GiB.",
                 smaller if settings is not None else f"Drop it with '~stages.{name}', or give it less text to measure.",
             )
-    on_host = measuring.get("peak_rss_bytes", 0) + measuring.get("mapped_bytes", 0)
-    needed = measuring.get("gpu_bytes", 0) if device == "cuda" else on_host
+    needed = measuring.get("gpu_bytes", 0) if device == "cuda" else on_host(measuring)
     if SURE * needed > there:
         raise UserError(
-            f"measuring the original needs about {needed / GIB:.0f} GiB of memory, and {where} has {there / GIB:.0f} "
-            "GiB.",
+            f"measuring the model needs about {needed / GIB:.0f} GiB of memory, and {where} has {there / GIB:.0f} GiB.",
             "Leave measuring out (evaluate.measure=false): methods without data (+pipeline=nf4, "
             "quant@stages.quant=int8) then rewrite the model tensor by tensor.",
         )

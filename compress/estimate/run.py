@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.arch import adapter_for
 from compress.data.windows import readable
 from compress.errors import speaking_of
-from compress.estimate.around import around, measuring
+from compress.estimate.around import around, measuring, on_host
 from compress.estimate.fits import USABLE, ways
 from compress.estimate.form import Form
 from compress.estimate.formats import bytes_per_format, rule_of_thumb
@@ -60,6 +60,9 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
             export.check_grids(last_grids(config.stages))
     plan = plan_of(config, subject, teacher, own_written=False)
     stages = predict(plan, known)
+    memory = measuring(plan, config.evaluate, known)
+    whole = {"peak_rss_bytes": on_host(memory), "peak_in": "the original, loaded whole"}
+    measured = [{"name": "measuring", **whole}] if memory else []
     last = final_form(plan)
     words = read_words(subject.folder, plan.first.shape.vocab)
     formats = {"original": bytes_per_format(plan.first, words)}
@@ -72,11 +75,11 @@ def run_estimate(config: Config, cache: Path) -> dict[str, Any]:
         "formats": formats,
         "stages": stages,
         "around": around(plan, config.evaluate, config.export, known),
-        "measuring": measuring(plan, config.evaluate, known),
+        "measuring": memory,
         "decode": decode_roofline(plan, known),
         "rule_of_thumb": rules(plan.first),
         "training": training_ways(config, plan, last, known),
-        "needs": needs(stages, known),
+        "needs": needs([*stages, *measured], known),
         "sources": SOURCES,
     }
 
@@ -177,7 +180,7 @@ def needs(stages: Sequence[Mapping[str, Any]], known: Machine) -> list[str]:
     if not short:
         return ["every stage fits this machine"] if stages else []
     return [
-        f"stage {s['name']!r} holds {s['peak_rss_bytes'] / 1e9:.1f} GB at its peak ({s['peak_in']}); "
+        f"{s['name']!r} holds {s['peak_rss_bytes'] / 1e9:.1f} GB at its peak ({s['peak_in']}); "
         f"this machine has {known.memory / 1e9:.1f} GB"
         for s in short
     ]

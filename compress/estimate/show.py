@@ -74,10 +74,10 @@ def _stages(console: Any, report: Mapping[str, Any]) -> None:
         )
     measured = report["measuring"]
     for what, seconds in report["around"].items():
-        memory = form.size(host) if what == "measuring" and (host := measured.get("peak_rss_bytes")) else ""
-        table.add_row(what, "", "", memory, "", "", duration(seconds), "")
+        sizes = (measured["peak_rss_bytes"], measured["gpu_bytes"]) if what == "measuring" else ()
+        table.add_row(what, "", "", *(map(form.size, sizes) if sizes else ("", "")), "", duration(seconds), "")
     total = sum(stage["seconds"] for stage in report["stages"]) + sum(report["around"].values())
-    peak = max(stage["peak_rss_bytes"] for stage in report["stages"])
+    peak = max(row["peak_rss_bytes"] for row in [*report["stages"], measured] if row)
     table.add_row("in all", "", "", form.size(peak), "", "", duration(total), "")
     console.print(table)
     if any(stage["by_general_rule"] for stage in report["stages"]):

@@ -199,7 +199,8 @@ class Evaluator:
             return found
 
         tasks = self.settings.tasks
-        asked = {key: value for key, value in asdict(self.settings).items() if key not in ("tokens", "window")}
+        without = ("tokens", "window", "measure")
+        asked = {key: value for key, value in asdict(self.settings).items() if key not in without}
         if tasks:
             asked["lm_eval"] = module_version("lm_eval")
             if self.settings.tasks_path is not None:

@@ -120,7 +120,7 @@ class Export(ABC):
         if missing:
             raise UserError(
                 f"the export {self.format} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} "
-                "not installed: nothing is written that could not be reloaded and compared.",
+                "not installed: writing and reloading it takes them.",
                 f"Type: {self.install}. Or leave the export out: '~export.NAME'.",
             )
 

@@ -18,7 +18,7 @@ from compress.prune.plan import Plan, compose, select
 from compress.prune.scoring import Criteria, score
 from compress.prune.steps import between
 from compress.prune.surgery import prune_tensor
-from compress.runtime.loading import load_model
+from compress.runtime.loading import load_model, load_original
 from compress.stage import PRUNED, Context, Metrics
 from compress.train.student import write_dense
 from compress.writer import TensorWriter
@@ -94,7 +94,7 @@ def refit(checkpoint: Checkpoint, settings: Compensate, context: Context) -> tup
     plan = Plan.from_json((checkpoint.folder / PLAN).read_text())
     windows = calibration_windows(context, settings.calibration_tokens)
     student = load_model(checkpoint.folder, device=context.fabric.device)
-    teacher = load_model(context.original.folder, device=context.fabric.device)
+    teacher = load_original(context.original, context.fabric.device)
     with context.progress.bar("least squares, layer by layer", teacher.config.num_hidden_layers) as advance:
         fit = Fit(settings.ridge_for(windows.numel()), settings.absorb, settings.read_ridge)
         compensate(student, teacher, plan, windows, fit, advance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Optional
 
 from compress.prune.criteria import Importance, LayerImportance
@@ -210,7 +210,7 @@ class Compensate:
         from compress.errors import UserError
 
         own, other = adapter_for(config).shape(config), adapter_for(teacher).shape(teacher)
-        if own != other:
+        if own != replace(other, vocab=own.vocab):  # rows of padding do not count
             raise UserError(
                 f"compensation fits the pruned model to the teacher layer by layer, and their shapes differ: {own} and "
                 f"{other}.",

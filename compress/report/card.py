@@ -71,7 +71,7 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
         "## What was done\n\n" + (done or UNCHANGED),
         "## What it cost\n\n" + table(*form.filled(form.HEADER[:-1], rows)),
         "\n".join(f"- {sentence}" for sentence in form.healing(report)),
-        f"{report['protocol']} KL is to the original, in nats per token. Text: {last_name(report['text']['origin'])}",
+        measured_on(report),
         "## How to load it\n\n```python\n" + loading(artifact) + "\n```",
         "## How to make it again\n\n```\n"
         + portable(report["command"])
@@ -84,6 +84,13 @@ def render(report: Mapping[str, Any], artifact: Mapping[str, Any]) -> str:
     if str(ModelCard(text).data) != str(data):
         raise ValueError(f"the card of {artifact['name']} does not come back as it was written")
     return text
+
+
+def measured_on(report: Mapping[str, Any]) -> str:
+    """Protocol and text; where nothing was measured, that."""
+    if "ppl" not in report["baseline"]:
+        return f"{report['protocol']} It was not reloaded either."
+    return f"{report['protocol']} KL is to the original, in nats per token. Text: {last_name(report['text']['origin'])}"
 
 
 def title(report: Mapping[str, Any]) -> str:

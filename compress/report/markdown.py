@@ -38,7 +38,8 @@ def render(report: Mapping[str, Any]) -> str:
             "## Predicted and measured\n\n" + table(form.PREDICTED_HEADER, rows) + f"\n\n{form.PREDICTED_NOTE}"
         )
     parts.append(f"Protocol: {report['protocol']}\n\nText: {report['text']['origin']}")
-    parts.append("## Answers\n\n" + answers(report))
+    if said := answers(report):
+        parts.append(f"## Answers\n\n{said}")
     if final.get("tasks"):
         parts.append("## Tasks\n\n" + tasks(report))
     fields = {stage["name"]: stage["fields"] for stage in report["stages"]}

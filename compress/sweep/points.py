@@ -109,7 +109,8 @@ def collect(folder: Path) -> Runs:
         made = file.stat().st_mtime
         if made >= found.get(report["command"], (0.0,))[0]:
             found[report["command"]] = made, file.parent, report
-    runs = sorted(found.values(), key=lambda run: natural(run[1]))
+    finished = sorted(found.values(), key=lambda run: natural(run[1]))
+    runs = [run for run in finished if "ppl" in run[2]["final"]]
     kept = {file.parent: known_json(file, "overrides", "alone") for file in folder.rglob(RECORD)}
     records = {where: record for where, record in kept.items() if record is not None}
     failures = [
@@ -117,6 +118,11 @@ def collect(folder: Path) -> Runs:
         for _, where, report in runs
         for artifact in report["artifacts"]
         if not form.runs(artifact)
+    ]
+    failures += [
+        Failure(relative(where, folder), report["command"], "nothing was measured (evaluate.measure=false)")
+        for _, where, report in finished
+        if "ppl" not in report["final"]
     ]
     for where, record in sorted(records.items(), key=lambda item: natural(item[0])):
         command = " ".join(["python -m compress", *map(shlex.quote, record["overrides"])])

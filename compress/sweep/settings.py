@@ -31,8 +31,6 @@ OBJECTIVES = {
     "decode": Objective(("final", "speed", "decode_tokens_per_second"), "maximize"),
 }
 """Name in `sweep.objectives` -> figure."""
-SIZES = ("bytes", "params")
-"""Those that are known where nothing is measured."""
 
 
 @dataclass
@@ -71,21 +69,19 @@ class Sweep:
             )
 
 
-def check_known(objectives: Sequence[str], measure: bool) -> None:
-    """Refuse a sweep whose runs return what they do not measure.
+def check_compares(measure: bool) -> None:
+    """Refuse a sweep of which no run knows what it cost.
 
     Args:
-        objectives: `sweep.objectives`.
         measure: `evaluate.measure`.
 
     Raises:
-        UserError: one of them is no size.
+        UserError: it is off.
     """
-    missing = [name for name in objectives if name not in SIZES]
-    if missing and not measure:
+    if not measure:
         raise UserError(
-            f"sweep.objectives asks for {missing[0]}, but evaluate.measure=false leaves it unmeasured.",
-            "Drop evaluate.measure=false, or give 'sweep.objectives=[bytes]'.",
+            "a sweep compares what its runs cost in quality, and evaluate.measure=false leaves that unmeasured.",
+            "Drop it, or start the runs one by one, without -m.",
         )
 
 

@@ -166,14 +166,23 @@ def test_hidden_width_that_gpt2_cannot_say(text_file: Path, tmp_path: Path, cach
         compress.run(tiny_run("prune_only", tmp_path / "gpt2", text_file, tmp_path / "out", *more))
 
 
-def test_student_with_more_rows_than_its_teacher(text_file: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("student", "teacher", "said"),
+    [
+        (400, 320, "same tokenizer, but embeddings of 400 and 320 rows"),
+        (300, 320, "tokenizer has 320 words, and the student's embedding 300 rows"),
+    ],
+)
+def test_rows_that_are_not_all_padding(
+    student: int, teacher: int, said: str, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
     from tests.models import save
 
-    save("llama", tmp_path / "teacher")
-    model = save("llama", tmp_path / "student", vocab_size=400)
+    for name, rows in (("student", student), ("teacher", teacher)):
+        save("llama", tmp_path / name, vocab_size=rows)
     more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}"]
-    with pytest.raises(UserError, match=r"same tokenizer, but embeddings of 400 and 320 rows"):
-        compress.run(tiny_run("distill_only", model, text_file, tmp_path / "out", *more))
+    with pytest.raises(UserError, match=said):
+        compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,13 @@ def test_adapters_on_a_base_in_several_files(
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["head", "tied"])
-@pytest.mark.parametrize("more", [(), ("stages.distill.teacher_store=topk",)], ids=["online", "stored"])
+@pytest.mark.parametrize(
+    ("pipeline", "more"),
+    [("distill_only", ()), ("distill_only", ("stages.distill.teacher_store=topk",)), ("prune_heal", ())],
+    ids=["online", "stored", "compensated"],
+)
 def test_padding_rows_of_a_teacher_change_nothing(
+    pipeline: str,
     more: tuple[str, ...],
     tied: bool,
     text_file: Path,
@@ -82,7 +87,8 @@ def test_padding_rows_of_a_teacher_change_nothing(
     from transformers import AutoModelForCausalLM
 
     student, plain, padded = (tmp_path / name for name in ("student", "plain", "padded"))
-    save("llama", student, hidden_size=32, tie_word_embeddings=tied)
+    # compensation wants a teacher of the student's shape
+    save("llama", student, hidden_size=32 if pipeline == "distill_only" else 64, tie_word_embeddings=tied)
     save("llama", plain, tie_word_embeddings=tied)
     save("llama", padded, tie_word_embeddings=tied)
     model = AutoModelForCausalLM.from_pretrained(padded)
@@ -94,8 +100,8 @@ def test_padding_rows_of_a_teacher_change_nothing(
     found = {}
     for teacher in (plain, padded):
         monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / f"cache_{teacher.name}"))
-        named = ["+model@teacher=hf", f"teacher.path={teacher}", "train.own_share=0"]
-        run = tiny_run("distill_only", student, text_file, tmp_path / f"out_{teacher.name}", *QUIET, *named, *more)
+        named = ["+model@teacher=hf", f"teacher.path={teacher}", "own_text.tokens=0"]
+        run = tiny_run(pipeline, student, text_file, tmp_path / f"out_{teacher.name}", *QUIET, *named, *more)
         found[teacher] = compress.run(run)
     ours, like = found[padded], found[plain]
     assert ours["artifacts"][0]["verified"]

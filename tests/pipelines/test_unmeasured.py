@@ -89,13 +89,46 @@ def test_tasks_need_the_model() -> None:
         build(compose(["+pipeline=nf4", OFF, "evaluate.tasks=[arc]"]))
 
 
-def test_a_sweep_refuses_to_return_what_it_does_not_measure() -> None:
-    from compress.sweep.settings import check_known
+def test_a_sweep_is_refused_run_by_run(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compress.__main__ import main
 
-    with pytest.raises(UserError, match="asks for kl_to_teacher"):
-        check_known(["bytes", "kl_to_teacher"], measure=False)
-    check_known(["bytes"], measure=False)
-    check_known(["kl_to_teacher"], measure=True)
+    given = tiny_run("nf4", tiny_llama, text_file, tmp_path / "sweep", OFF, "stages.quant.block=32,64")
+    given = [o.replace("output=", "hydra.sweep.dir=") for o in given]
+    monkeypatch.setattr(sys, "argv", ["compress", "-m", *given])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    kept = [json.loads(file.read_text()) for file in (tmp_path / "sweep").rglob("run.json")]
+    assert len(kept) == 2 and all("a sweep compares what its runs cost" in record["problem"] for record in kept)
+
+
+def test_a_page_of_many_runs_lists_those_that_were_not_measured(
+    tiny_llama: Path, text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    from compress.sweep.points import collect
+    from compress.sweep.write import write_sweep
+
+    for name, more in (("measured", ()), ("not", (OFF,))):
+        compress.run(tiny_run("nf4", tiny_llama, text_file, tmp_path / name, *more))
+    runs = collect(tmp_path)
+    assert [point.folder for point in runs.points] == ["measured"]
+    (left,) = runs.failures
+    assert left.name == "not" and OFF in left.problem
+    write_sweep(tmp_path)
+    assert OFF in (tmp_path / "sweep.html").read_text()
+
+
+def test_the_estimate_says_that_measuring_does_not_fit(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from compress.estimate import run
+
+    monkeypatch.setattr(run, "machine", lambda *_, **__: replace(MACHINE, memory=1 << 29))
+    given = ["+pipeline=nf4", "mode=estimate"]
+    assert any("'measuring' holds" in said for said in compress.run(given)["needs"])
+    assert not any("measuring" in said for said in compress.run([*given, OFF])["needs"])
 
 
 def test_an_original_larger_than_memory_is_refused_unless_it_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +143,7 @@ def test_an_original_larger_than_memory_is_refused_unless_it_is_not_measured(mon
     assert wide["peak_rss_bytes"] - mapped["peak_rss_bytes"] == pytest.approx(4 * params, rel=0.25)
     assert (wide["mapped_bytes"], mapped["mapped_bytes"]) == (0, pytest.approx(2 * params, rel=0.01))
     monkeypatch.setattr(fits, "memory_bytes", lambda: 2 * params)
-    with pytest.raises(UserError, match="measuring the original needs about") as refused:
+    with pytest.raises(UserError, match="measuring the model needs about") as refused:
         fits.check_memory({}, {}, "cpu", mapped)
     assert OFF in refused.value.hint
     fits.check_memory({}, {}, "cpu", measuring(chain, build(compose(["+pipeline=nf4", OFF])).evaluate, MACHINE))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compress.data.rows import check_rows
 from compress.data.windows import CALIBRATION_WINDOW, joined_windows, readable, spread_windows
 from compress.train.module import last_hidden
 
@@ -44,6 +45,7 @@ def calibration_windows(context: Context, tokens: int, length: int = CALIBRATION
     text = spread_windows(documents, tokenizer, length=length, tokens=wanted, seed=context.seed)
     if len(text) < wanted // length:  # documents of a few words each
         text = joined_windows(documents, tokenizer, length=length, tokens=wanted, setting=SETTING, text="calibration")
+    check_rows(text, context.original)
     return torch.cat([text, own])
 
 

@@ -69,6 +69,7 @@ class Evaluator:
     @cached_property
     def windows(self) -> dict[str, torch.Tensor]:
         """Prefix -> tokens [n, window]."""
+        from compress.data.rows import check_rows
         from compress.data.windows import joined_windows, readable
 
         window = readable(self.settings.window, self.original.config)
@@ -84,23 +85,8 @@ class Evaluator:
                 tokens=max(window, self.settings.tokens),
                 setting="evaluate.window",
             )
-            self._check_words(windows[prefix])
+            check_rows(windows[prefix], self.original)
         return windows
-
-    def _check_words(self, windows: torch.Tensor) -> None:
-        """Refuse a token that the model has no row for.
-
-        Raises:
-            UserError: naming it.
-        """
-        stored = int(self.original.config.get_text_config().vocab_size)
-        known, largest = self.original.rows or stored, int(windows.max())
-        if largest >= known:
-            raise UserError(
-                f"the tokenizer gives token {largest} ({self.tokenizer.convert_ids_to_tokens(largest)!r}), and the "
-                f"model's embedding has {known} rows.",
-                "Take the tokenizer that belongs to the model, or enlarge it: model.resize_token_embeddings(...).",
-            )
 
     @cached_property
     def references(self) -> dict[str, Reference]:

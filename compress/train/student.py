@@ -9,6 +9,7 @@ import torch
 from compress.arch import adapter_for
 from compress.checkpoint import Checkpoint, write_config
 from compress.data.mixing import mixed
+from compress.data.rows import check_rows
 from compress.data.windows import last_windows, readable, training_windows
 from compress.errors import UserError
 from compress.runtime.loading import load_model, load_original
@@ -46,6 +47,7 @@ def windows_for(settings: Training, context: Context) -> Windows:
         seed=context.seed,
         setting="train.length",
     )
+    check_rows(text.ids, context.original)
     return mixed(text, context.own_text(), settings.own_share, context.seed)
 
 

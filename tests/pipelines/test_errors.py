@@ -102,10 +102,21 @@ def test_a_chat_template_that_refuses(model: Path, text_file: Path, tmp_path: Pa
         compress.run(tiny_run("nf4", model, text_file, tmp_path / "out"))
 
 
-def test_a_token_the_model_has_no_row_for(text_file: Path, tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("pipeline", "more"),
+    [
+        ("nf4", ()),
+        ("prune_only", ("evaluate.measure=false", "own_text.tokens=0")),
+        ("distill_only", ("evaluate.measure=false", "own_text.tokens=0")),
+    ],
+    ids=["measured", "calibrated", "trained"],
+)
+def test_a_token_the_model_has_no_row_for(
+    pipeline: str, more: tuple[str, ...], text_file: Path, tmp_path: Path, cache: Path
+) -> None:
     save("llama", tmp_path / "model", vocab_size=100)
     with pytest.raises(UserError, match=r"token \d+ .* embedding has 100 rows"):
-        compress.run(tiny_run("nf4", tmp_path / "model", text_file, tmp_path / "out"))
+        compress.run(tiny_run(pipeline, tmp_path / "model", text_file, tmp_path / "out", *more))
 
 
 def test_empty_text(model: Path, tmp_path: Path, cache: Path) -> None:

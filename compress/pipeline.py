@@ -26,6 +26,7 @@ from compress.paths import cache_folder
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Context, Progress, Quiet, Stage, last_grids
 from compress.store import Store, content_key
 from compress.train.strategy import check_trainings
+from compress.words import without_padding
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -94,7 +95,7 @@ class Run:
         self.first = known_source(self.source.folder, self.source.name, self.store)
         self.original = known_source(teacher.folder, teacher.name, self.store) if teacher else self.first
         preparation.check_teacher(config, self.first.checkpoint, self.original.checkpoint)
-        self.original = preparation.without_padding(self.original, self.first.checkpoint)
+        self.original = without_padding(self.original, self.first.checkpoint)
         preparation.check_shapes(config.stages, self.first.checkpoint.config, self.original.checkpoint.config)
         self.exports.check(self.first.checkpoint)
         parameters = total_parameters(self.first.checkpoint.config)
@@ -250,11 +251,9 @@ class Run:
         self.progress.say(f"--- {name}" if kind == name else f"--- {name} ({kind})")
 
     def _say_quality(self, quality: dict[str, Any], cached: bool) -> None:
-        said = f"not measured, {quality['bytes'] / 1e6:,.1f} MB"
-        if self.config.evaluate.measure:
-            said = f"perplexity {quality['ppl']:.2f}, KL to the original {quality['kl_to_teacher']:.3f} "
-            said += f"(other text: {quality[SECOND + 'kl_to_teacher']:.3f})"
-        self.progress.say(said + (", from the store" if cached else ""))
+        from compress.report.format import in_a_line
+
+        self.progress.say(in_a_line(quality) + (", from the store" if cached else ""))
 
 
 def check_at_once(config: Config, exports: Artifacts, device: str) -> None:

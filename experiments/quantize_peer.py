@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -93,17 +94,22 @@ def bitsandbytes_nf4(job: Job) -> Done:
 
 
 def torchao_int4(job: Job) -> Done:
-    """Weight-only INT4 in groups of 64."""
-    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+    """Weight-only INT4 in groups of 64, symmetric, scales by half-quadratic optimization; needs no text."""
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
 
     begin = time.perf_counter()
     model = load(job.model)
-    columns = {path: layer.weight.shape[1] for path, layer in decoder_linears(model).items()}
-    packing: dict[str, Any] = {"int4_packing_format": "opaque"}  # the only one with a CPU kernel
-    quantize_(model, Int4WeightOnlyConfig(group_size=64, **packing), filter_fn=lambda _, path: path in columns)
+    paths = set(decoder_linears(model))
+    settings = IntxWeightOnlyConfig(
+        weight_dtype=torch.int4,
+        granularity=PerGroup(64),
+        intx_choose_qparams_algorithm=IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY,
+    )
+    quantize_(model, settings, filter_fn=lambda _, path: path in paths)
     seconds = time.perf_counter() - begin
-    layers = decoder_linears(model)
-    save_dense(job, {path: as_dense(layers[path], width) for path, width in columns.items()})
+    save_dense(job, {path: layer.weight.dequantize() for path, layer in decoder_linears(model).items()})
     return Done(seconds, ("torchao",))
 
 
@@ -193,6 +199,8 @@ def autoround_int4(job: Job) -> Done:
 
 def gptqmodel_int4(job: Job) -> Done:
     """GPTQ, INT4 symmetric in groups of 64."""
+    # on two cores it takes one worker, and then wants two
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, os.cpu_count() or 1)))
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job.windows.tolist()]

@@ -21,7 +21,7 @@ def test_half_of_the_windows_are_own_text_if_there_is_enough(own_length: int, ow
     config, _ = tiny("llama")
     own = torch.full((6, own_length), 7)
     context = SimpleNamespace(
-        original=SimpleNamespace(config=config, tokenizer=tiny_tokenizer),
+        original=SimpleNamespace(config=config, tokenizer=tiny_tokenizer, rows=None),
         own_text=lambda: own,
         corpus=SimpleNamespace(calibration=list(SENTENCES) * 40),
         seed=0,
@@ -61,7 +61,7 @@ def test_documents_below_a_window_give_none_and_are_not_looped_over() -> None:
 def test_second_moments_of_one_part_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     config, model = tiny("llama")
     context = SimpleNamespace(
-        original=SimpleNamespace(config=config, tokenizer=tiny_tokenizer),
+        original=SimpleNamespace(config=config, tokenizer=tiny_tokenizer, rows=None),
         own_text=lambda: torch.zeros(0, 8, dtype=torch.long),
         corpus=SimpleNamespace(calibration=list(SENTENCES) * 40),
         seed=0,

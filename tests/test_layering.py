@@ -29,7 +29,7 @@ LAYERS = [
     {"runtime"},
     {"grids"},
     {"keys", "preparation", "progress", "memory"},
-    {"source"},
+    {"source", "words"},
     {"data"},
     {"store", "arch"},
     {"checkpoint", "stage"},

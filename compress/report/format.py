@@ -87,6 +87,16 @@ def row(name: str, figures: Mapping[str, Any], seconds: float | None, cached: bo
     )
 
 
+def in_a_line(figures: Mapping[str, Any]) -> str:
+    """What a stage came to, for the terminal while the run goes on."""
+    if "ppl" not in figures:
+        return f"not measured, {size(figures['bytes'])}"
+    return (
+        f"perplexity {figures['ppl']:.2f}, KL to the original {figures['kl_to_teacher']:.3f} "
+        f"(other text: {figures['second_kl_to_teacher']:.3f})"
+    )
+
+
 def compared_with(report: Mapping[str, Any]) -> str:
     """What the first row is: the original, or a teacher of the user's."""
     return f"teacher {report['teacher']}" if report.get("teacher") else "original"

@@ -208,7 +208,7 @@ def test_teacher_whose_tokenizer_differs_in_a_word_or_a_rule(
 ) -> None:
     """The same size is not the same vocabulary, and the same vocabulary not the same tokens."""
     from compress.checkpoint import Checkpoint
-    from compress.preparation import check_same_words
+    from compress.words import check_same_words
 
     text = json.dumps(json.loads((model / "tokenizer.json").read_text()), ensure_ascii=False, separators=(",", ":"))
     assert old in text

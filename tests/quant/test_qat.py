@@ -112,7 +112,7 @@ def test_training_from_plain_rounding_starts_where_the_weights_were(tiny_llama: 
 
     checkpoint = Checkpoint(tiny_llama, frozenset({"dense"}), "tiny")
     context = SimpleNamespace(
-        original=SimpleNamespace(config=checkpoint.config, tokenizer=tiny_tokenizer),
+        original=SimpleNamespace(config=checkpoint.config, tokenizer=tiny_tokenizer, rows=None),
         own_text=lambda: torch.zeros(0, 8, dtype=torch.long),
         corpus=SimpleNamespace(calibration=list(SENTENCES) * 40),
         seed=0,

@@ -73,7 +73,7 @@ def run(command: list[str], log: Path) -> tuple[int, float, int]:
     # a library that asks a hub for anything must not wait for it
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     with log.open("w") as opened:
-        process = subprocess.Popen(command, stdout=opened, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=opened, stderr=subprocess.STDOUT, env=environment, cwd=log.parent)
         stop = threading.Event()
 
         def watch() -> None:
@@ -148,7 +148,17 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    return parser.parse_args()
+    given = parser.parse_args()
+    for name in (
+        "calibration",
+        "measured",
+        "work",
+        "peers",
+        "model",
+    ):  # quantizers run in --work, where some leave logs
+        path = getattr(given, name)
+        setattr(given, name, path and path.absolute())
+    return given
 
 
 def row_of(method: str, given: argparse.Namespace, model: Path, windows: Path, original: Reference) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +20,6 @@ from compress.pipeline import run
 from compress.stage import Quiet
 from tests.models import save, tiny_tokenizer
 from tests.pipelines.helpers import tiny_run
-
-
-@pytest.fixture
-def model(tiny_llama: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_llama, folder)
-    return folder
 
 
 @pytest.mark.parametrize("pipeline", ["prune_iterative", "prune_search"])

@@ -103,7 +103,7 @@ def torchao_int4(job: Job) -> Done:
     model = load(job.model)
     paths = set(decoder_linears(model))
     settings = IntxWeightOnlyConfig(
-        weight_dtype=torch.int4,
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]  # a type that the stubs of torch lack
         granularity=PerGroup(64),
         intx_choose_qparams_algorithm=IntxChooseQParamsAlgorithm.HQQ_SCALE_ONLY,
     )

@@ -11,7 +11,6 @@ and a second run of the command goes on after the rows of the same tokens.
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import shutil
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from tables import append_row, versions
+from tables import append_row, read_rows, versions
 
 from compress.checkpoint import Checkpoint
 from compress.data.text_files import TextFiles
@@ -34,7 +33,6 @@ from compress.stage import DENSE, PRUNED, Context
 from compress.store import Store
 from compress.train.settings import Schedule, Training
 
-RESULTS = Path(__file__).parent / "results" / "distill_terms.csv"
 OFF = {"kl": 0.0}
 FORMS: dict[str, dict[str, Any]] = {
     "forward KL": {},
@@ -69,9 +67,7 @@ def main() -> None:
         corpus.heldout, teacher.tokenizer(), length=1024, tokens=options.windows * 1024, setting="--windows"
     )
     original = reference(load_model(teacher.folder), held_out, lambda _: None)
-    done = set()
-    if RESULTS.exists():
-        done = {(row["form"], row["tokens"]) for row in csv.DictReader(RESULTS.open())}
+    done = {(row["form"], row["tokens"]) for row in read_rows("distill_terms")}
 
     def write(form: str, tokens: int, folder: Path, seconds: float, rate: float) -> None:
         quality = measure(load_model(folder), original, lambda _: None)

@@ -1,19 +1,21 @@
 """Perplexity against parameters for width, depth and both: pruned, compensated, and healed on a few tokens.
 
     python experiments/prune_curve.py --train FILE --heldout FILE --measured FILE --work DIR
-        [--keeps 0.95 0.9 0.85 0.8 0.7 0.6] [--kinds width depth both] [--tokens 50000]
+        [--keeps 0.95 0.9 0.85 0.8 0.7 0.6] [--kinds width depth both] [--tokens 50000] [--set SETTING ...]
 
-Every point is a run of `+pipeline=prune_heal`; what is in the store is not computed again. Rows go to
-experiments/results/prune_curve.csv, and the curve to DIR/prune_curve.svg.
+Every point is a run of `+pipeline=prune_heal`, with the further settings given. Rows go to
+experiments/results/prune_curve.csv, and the curve to DIR/prune_curve.svg; a second run of the command goes on after the
+rows of the same tokens and settings, and draws them all.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tables import append_row, versions
+from tables import append_row, read_rows, versions
 
 import compress
 from compress.errors import UserError
@@ -41,6 +43,7 @@ def point(kind: str, keep: float, given: argparse.Namespace) -> list[dict[str, A
             f"stages.prune.keep={keep}",
             *(f"stages.prune.share.{name}={part}" for name, part in SHARES[kind].items()),
             f"train.tokens={given.tokens}",
+            *given.set,
             f"evaluate.tokens={1024 * given.windows}",
             "evaluate.prompts=[]",
             "evaluate.speed=false",
@@ -53,6 +56,7 @@ def point(kind: str, keep: float, given: argparse.Namespace) -> list[dict[str, A
     for stage in report["stages"]:
         found = stage["metrics"]
         row = {"kind": kind, "keep": keep, "after": stage["name"], "tokens": given.tokens}
+        row |= {"settings": " ".join(given.set), "seconds": round(stage["seconds"])}
         row |= {"parameters": found["params"], "original_parameters": base["params"]}
         for text, prefix in (("heldout", ""), ("other", "second_")):
             row[f"{text}_ratio"] = found[f"{prefix}ppl"] / base[f"{prefix}ppl"]
@@ -72,7 +76,8 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     for color, kind in enumerate(SHARES):
         for after, style in (("prune", ":"), ("compensate", "--"), ("distill", "-")):
             points = [row for row in rows if row["kind"] == kind and row["after"] == after]
-            x, y = ([row[name] for row in points] for name in ("parameters", "heldout_ratio"))
+            points.sort(key=lambda row: float(row["parameters"]))
+            x, y = ([float(row[name]) for row in points] for name in ("parameters", "heldout_ratio"))
             axes.plot(x, y, style, marker="o", color=f"C{color}", label=f"{kind}, {after}")
     axes.set(xlabel="parameters", ylabel="perplexity, relative to the original", yscale="log")
     axes.legend()
@@ -92,23 +97,30 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="*", type=float, default=[0.95, 0.9, 0.85, 0.8, 0.7, 0.6])
     parser.add_argument("--tokens", type=int, default=50_000, help="of healing")
     parser.add_argument("--windows", type=int, default=8, help="of 1,024 tokens, to measure on")
+    parser.add_argument("--set", nargs="*", default=[], help="such as prune@stages.prune=fisher train=default")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for keep in given.keeps:
-        for kind in given.kinds:
-            try:
-                found = point(kind, keep, given)
-            except UserError as error:
-                print(f"{kind} {keep}: {error}", flush=True)
-                continue
-            for row in found:
-                append_row("prune_curve", row | {"versions": versions(("torch", "transformers"))})
-            rows += found
-            last = found[-1]
-            told = "  ".join(f"{t} {last[f'{t}_ratio']:.3f}x KL {last[f'{t}_kl']:.3f}" for t in ("heldout", "other"))
-            print(f"{kind:6} {keep}  {last['parameters'] / 1e6:.1f}M  {told}", flush=True)
-            draw(rows, given.work / "prune_curve.svg")
+    rows: list[dict[str, Any]] = [
+        row
+        for row in read_rows("prune_curve")
+        if row["tokens"] == str(given.tokens) and row["settings"] == " ".join(given.set)
+    ]
+    done = {(row["kind"], float(row["keep"])) for row in rows}
+    for keep, kind in product(given.keeps, given.kinds):
+        if (kind, keep) in done:
+            continue
+        try:
+            found = point(kind, keep, given)
+        except UserError as error:
+            print(f"{kind} {keep}: {error}", flush=True)
+            continue
+        for row in found:
+            append_row("prune_curve", row | {"versions": versions(("torch", "transformers"))})
+        rows += found
+        last = found[-1]
+        told = "  ".join(f"{t} {last[f'{t}_ratio']:.3f}x KL {last[f'{t}_kl']:.3f}" for t in ("heldout", "other"))
+        print(f"{kind:6} {keep}  {last['parameters'] / 1e6:.1f}M  {told}", flush=True)
+        draw(rows, given.work / "prune_curve.svg")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ shortgpt_lora    the layers of the least Block Influence removed (ShortGPT, arXi
 
 FILE holds the training tokens ("ids" int64 [n, length] and "lengths" [n]) in safetensors, in the order they are used;
 all methods minimize the cross-entropy of the next token on them: AdamW, 10% warm-up, a linear fall, gradients clipped
-at norm 1, bf16 autocast, windows in batches of --batch. DIR gets a checkpoint that transformers loads, and
-`measured.json`: seconds of training, parameters, versions.
+at norm 1, bf16 autocast (fp32 where bf16 is emulated), windows in batches of --batch. DIR gets a checkpoint that
+transformers loads, and `measured.json`: seconds of training, parameters, versions.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tables import emulates_bf16
 from torch import Tensor
 
 RATES = {"random": 1e-3, "torch_pruning": 1e-4, "shortgpt_lora": 5e-4}
@@ -149,7 +150,7 @@ def train(model: Any, data: dict[str, Tensor], rate: float, batch: int) -> float
     begin = time.perf_counter()
     for index, (ids, lengths) in enumerate(parts):
         labels = ids.long().masked_fill(torch.arange(ids.shape[1]) >= lengths[:, None], -100)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not emulates_bf16()):
             loss = model(input_ids=ids.long(), labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
+from tables import emulates_bf16
 from torch import Tensor, nn
 
 
@@ -45,8 +46,7 @@ class Done(NamedTuple):
 
 def compute_type() -> torch.dtype:
     """bf16; fp32 on a processor that would emulate it, a hundred times slower: no library could show what it does."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else "bf16"
-    return torch.bfloat16 if "bf16" in flags else torch.float32
+    return torch.float32 if emulates_bf16() else torch.bfloat16
 
 
 def load(folder: Path, **options: Any) -> Any:

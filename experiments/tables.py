@@ -1,4 +1,4 @@
-"""What the experiments share: a CSV row with date, versions and processor."""
+"""What the experiments share: CSV rows with date, versions and processor. Imports nothing beyond Python itself."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+def emulates_bf16() -> bool:
+    """Whether this processor has no bf16 of its own: products in it would take a hundred times as long."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else "bf16"
+    return "bf16" not in flags
+
+
 def versions(packages: Sequence[str]) -> str:
     """Those that are installed, such as "torch 2.13.0; numpy 2.4"."""
     found = []
@@ -31,6 +37,15 @@ def versions(packages: Sequence[str]) -> str:
         except PackageNotFoundError:
             continue
     return "; ".join(found)
+
+
+def read_rows(name: str) -> list[dict[str, str]]:
+    """The rows of results/NAME.csv; none if there is no such file."""
+    file = RESULTS / f"{name}.csv"
+    if not file.exists():
+        return []
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
 
 
 def append_row(name: str, row: Mapping[str, Any]) -> None:

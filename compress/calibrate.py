@@ -86,12 +86,12 @@ def input_grams(
         widths: path of a linear layer -> number of its inputs.
         context: of the stage.
         tokens: calibration tokens.
-        length: of a window.
+        length: of a window, if the model has so many positions.
 
     Yields:
         Path -> matrix, emptied when the next are asked for.
     """
-    windows = calibration_windows(context, tokens, length)
+    windows = calibration_windows(context, tokens, readable(length, model.config))
     parts = in_parts(widths)
     with context.progress.bar("measuring inputs", len(windows) * len(parts)) as advance:
         for part in parts:

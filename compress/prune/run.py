@@ -11,6 +11,7 @@ import torch
 from compress.arch import Widths, adapter_for
 from compress.calibrate import calibration_windows
 from compress.checkpoint import PLAN, Checkpoint, write_config
+from compress.data.windows import CALIBRATION_WINDOW, readable
 from compress.prune.compensate import Fit, compensate
 from compress.prune.latency import Clock, cut_kinds, fit_model, solve_latency, timings
 from compress.prune.nested import drop_weights, hand_over, run_inside
@@ -33,7 +34,7 @@ def prune(checkpoint: Checkpoint, widths: Widths, settings: Prune, context: Cont
     criteria = Criteria(settings.importance, settings.layer_importance, settings.removal_tokens, context.seed)
     architecture = adapter_for(checkpoint.config)
     shape = architecture.shape(checkpoint.config)
-    windows = calibration_windows(context, settings.calibration_tokens)
+    windows = calibration_windows(context, settings.calibration_tokens, readable(CALIBRATION_WINDOW, checkpoint.config))
     model = load_model(checkpoint.folder, device=context.fabric.device)
     scored = score(model, architecture, windows, widths, criteria, context.progress)
     del model
@@ -92,7 +93,7 @@ def from_the_original(checkpoint: Checkpoint, plan: Plan) -> Plan:
 def refit(checkpoint: Checkpoint, settings: Compensate, context: Context) -> tuple[Checkpoint, Metrics]:
     """Compensate the checkpoint that pruning has just left."""
     plan = Plan.from_json((checkpoint.folder / PLAN).read_text())
-    windows = calibration_windows(context, settings.calibration_tokens)
+    windows = calibration_windows(context, settings.calibration_tokens, readable(CALIBRATION_WINDOW, checkpoint.config))
     student = load_model(checkpoint.folder, device=context.fabric.device)
     teacher = load_original(context.original, context.fabric.device)
     with context.progress.bar("least squares, layer by layer", teacher.config.num_hidden_layers) as advance:

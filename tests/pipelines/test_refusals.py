@@ -239,6 +239,16 @@ def test_a_student_with_fewer_positions(text_file: Path, tmp_path: Path, cache: 
         compress.run(tiny_run("distill_only", tmp_path / "student", text_file, tmp_path / "out", *more))
 
 
+def test_a_student_with_fewer_positions_is_pruned_on_shorter_windows(
+    text_file: Path, tmp_path: Path, cache: Path
+) -> None:
+    save("gpt2", tmp_path / "teacher", n_positions=512)
+    save("gpt2", tmp_path / "student", n_positions=64)
+    more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}", "train.length=64", "evaluate.window=64"]
+    report = compress.run(tiny_run("prune_distill", tmp_path / "student", text_file, tmp_path / "out", *more))
+    assert all(artifact["verified"] for artifact in report["artifacts"])
+
+
 def test_a_second_text_is_spoken_of_as_that(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:
     more = ["data@second=text", "second.path=nowhere.txt"]
     with pytest.raises(UserError, match=r"second\.path=FILE"):

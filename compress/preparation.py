@@ -16,7 +16,7 @@ from compress.stage import TEXT, Stage
 from compress.words import check_same_words
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from compress.checkpoint import Checkpoint
     from compress.data import Corpus
@@ -98,14 +98,26 @@ def check_shapes(stages: Mapping[str, Any], config: Any, teacher: Any = None) ->
     Raises:
         UserError: one cannot.
     """
-    first = config
-    for stage in stages.values():
+    _check_shapes(list(stages.items()), config, config, teacher or config)
+
+
+def _check_shapes(stages: Sequence[tuple[str, Any]], config: Any, first: Any, teacher: Any) -> None:
+    for index, (name, stage) in enumerate(stages):
         parts: list[Any] = [stage, getattr(stage, "heal", None)]
         for part in parts:
             if hasattr(part, "check"):
                 part.check(config)
         if hasattr(stage, "check_teacher"):
-            stage.check_teacher(first, teacher or first)
+            stage.check_teacher(first, teacher)
+        if hasattr(stage, "possible"):
+            # nobody knows yet which one wins: the stages after the search must be able to go on from any
+            for candidate, (_, widths) in stage.possible(config)[0].items():
+                try:
+                    _check_shapes(stages[index + 1 :], adapter_for(config).narrowed(config, widths), first, teacher)
+                except UserError as error:
+                    leave_out = f"'~stages.{name}.candidates.{candidate}' leaves it out of the search."
+                    raise UserError(f"If {candidate} wins: {error.problem}", f"{error.hint}\n{leave_out}") from error
+            return
         if hasattr(stage, "widths"):
             config = adapter_for(config).narrowed(config, stage.widths(config))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 import compress
 from compress.command import compose
@@ -17,6 +18,7 @@ from compress.config import build
 from compress.errors import UserError
 from compress.mistakes import as_user_error
 from compress.pipeline import run
+from compress.preparation import check_shapes
 from compress.stage import Quiet
 from tests.models import save, tiny_tokenizer
 from tests.pipelines.helpers import tiny_run
@@ -247,6 +249,21 @@ def test_a_student_with_fewer_positions_is_pruned_on_shorter_windows(
     more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}", "train.length=64", "evaluate.window=64"]
     report = compress.run(tiny_run("prune_distill", tmp_path / "student", text_file, tmp_path / "out", *more))
     assert all(artifact["verified"] for artifact in report["artifacts"])
+
+
+def test_the_stages_after_a_search_go_on_from_whatever_wins(model: Path) -> None:
+    config = build(compose(["+pipeline=prune_search", "stages.prune.prune.keep=0.6"]))
+
+    def wants_all_layers(given: Any) -> None:
+        if given.num_hidden_layers < 4:
+            raise UserError("too few layers.", "Take fewer away.")
+
+    stages = {**config.stages, "last": SimpleNamespace(check=wants_all_layers)}
+    with pytest.raises(UserError, match=r"If \w+ wins: too few layers(?s:.*)'~stages\.prune\.candidates\.\w+'"):
+        check_shapes(stages, AutoConfig.from_pretrained(model))
+    for name in ("depth", "mostly_width", "half_each"):
+        del config.stages["prune"].candidates[name]
+    check_shapes(stages, AutoConfig.from_pretrained(model))
 
 
 def test_a_second_text_is_spoken_of_as_that(model: Path, text_file: Path, tmp_path: Path, cache: Path) -> None:

@@ -29,6 +29,7 @@ from compress.folds import fold_layer
 from compress.grids import Grid, value_of
 from compress.layerwise import EnoughSeen, Layers, already_known, batches, inputs_and_output, inputs_of
 from compress.moments import sum_of_products
+from compress.quant.coupled import Outputs
 from compress.quant.inputs import RoundedInputs
 from compress.quant.scales import check_range
 from compress.quant.solve import Calibration, Collected, Solved, solve, target
@@ -58,6 +59,7 @@ def calibrate(
     settings: Calibration,
     found: Found,
     advance: Callable[[float], None],
+    outputs: Mapping[str, Outputs] | None = None,
 ) -> dict[str, float]:
     """Put the linear layers of `student` on their grids, in place.
 
@@ -69,6 +71,7 @@ def calibrate(
         settings: how.
         found: told every layer as it is solved.
         advance: called with 1 for every layer of the model.
+        outputs: what the outputs of linear layers do to the answers, by path, where rows are rounded together.
 
     Returns:
         The range of each layer's inputs, where these are rounded to a static one.
@@ -105,7 +108,7 @@ def calibrate(
                     dense = weight_of(teacher.get_submodule(path), modules.conv1d).float()
                     check_range(path, weight, grids[path])
                     goal = target(weight, dense, collected, missing, settings)
-                    solved = solve(weight, goal, collected.h, grids[path], settings)
+                    solved = solve(weight, goal, collected.h, grids[path], settings, (outputs or {}).get(path))
                     found(path, solved)  # first: what it holds of W may be the model's own tensor
                     value = value_of(solved.levels, solved.scales).to(module.weight.dtype)
                     module.weight.copy_(value.t() if modules.conv1d else value)

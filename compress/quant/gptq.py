@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from compress_kernels import Sweep, sweep_columns
+from compress_kernels import Sweep, Swept, sweep_columns
 from torch import Tensor
 
 from compress.errors import UserError
@@ -22,7 +22,7 @@ from compress.grids import Grid, Scales, per_column, value_of
 SINGLE = 5e-3
 """Damping from which the Gram matrix is factored in single precision."""
 COLUMNS = 128
-"""Columns whose feedback to the rest is added up and applied in one product."""
+"""Columns whose feedback to the rest is added up and applied in one product; for a few rows that is no product yet."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,59 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
         damping = max(10 * damping, 1e-6)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some columns that are swept together, and what they mean for those after them."""
+
+    part: slice
+    coupling: Tensor
+    """Among themselves."""
+    rest: Tensor
+    """To the columns after them."""
+    pivot: Tensor
+    gain: Tensor
+
+
+@dataclass(frozen=True)
+class Order:
+    """Columns in the order they are rounded in, factored once for any number of rows."""
+
+    columns: Tensor
+    """[columns], the loudest inputs first."""
+    blocks: list[Block]
+
+    @classmethod
+    def of(cls, gram: Tensor, damping: float, at_once: int = COLUMNS) -> Order:
+        """Of inputs with this second moment [columns, columns]; `damping` is relative to its mean diagonal, and
+        `at_once` columns are swept together."""
+        order = gram.diagonal().argsort(descending=True, stable=True)
+        upper = inverse_factor(gram[order][:, order], damping)
+        return cls(order, _blocks(upper, torch.ones_like(upper[0]), 1 / upper.diagonal(), at_once))
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Second moment of the inputs, made ready once for the descent of any number of rows."""
+
+    h: Tensor
+    blocks: list[Block]
+
+    @classmethod
+    def of(cls, gram: Tensor, at_once: int = COLUMNS) -> Slope:
+        """Of the damped second moment [columns, columns]; `at_once` columns are swept together."""
+        h = gram.float()
+        return cls(h, _blocks(h, 1 / h.diagonal(), torch.ones_like(h[0]), at_once))
+
+
+def _blocks(coupling: Tensor, pivot: Tensor, gain: Tensor, at_once: int) -> list[Block]:
+    found = []
+    for first in range(0, len(coupling), at_once):
+        part = slice(first, min(first + at_once, len(coupling)))
+        within, rest = coupling[part, part].contiguous(), coupling[part, part.stop :]
+        found.append(Block(part, within, rest, pivot[part].contiguous(), gain[part].contiguous()))
+    return found
+
+
 def feedback(weight: Tensor, gram: Tensor, grid: Grid, scales: Scales, damping: float = 0.01) -> Rounded:
     """Round `weight` on given scales.
 
@@ -72,31 +125,22 @@ def feedback(weight: Tensor, gram: Tensor, grid: Grid, scales: Scales, damping: 
         scales: of every block.
         damping: added to the diagonal of `gram`, relative to its mean.
     """
+    return in_order(weight, Order.of(gram, damping), grid, scales)
+
+
+def in_order(weight: Tensor, order: Order, grid: Grid, scales: Scales) -> Rounded:
+    """`feedback` where the second moment has been factored: for some rows at a time."""
     columns = weight.shape[1]
-    order = gram.diagonal().argsort(descending=True, stable=True)
-    upper = inverse_factor(gram[order][:, order], damping)
-    w = weight.float()[:, order]
-    scale = per_column(scales.scale, columns)[:, order]
-    offset = None if scales.offset is None else per_column(scales.offset, columns)[:, order]
+    w = weight.float()[:, order.columns]
+    scale = per_column(scales.scale, columns)[:, order.columns]
+    offset = None if scales.offset is None else per_column(scales.offset, columns)[:, order.columns]
     levels = torch.empty_like(w)
-    for first in range(0, columns, COLUMNS):
-        part = slice(first, min(first + COLUMNS, columns))
-        block = upper[part, part]
-        swept = sweep_columns(
-            Sweep(
-                work=w[:, part],
-                anchor=None,
-                coupling=block,
-                pivot=torch.ones_like(block[0]),
-                gain=1 / block.diagonal(),
-                scale=scale[:, part],
-                offset=None if offset is None else offset[:, part],
-                table=grid.levels.to(w.device),
-            )
-        )
+    for block in order.blocks:
+        part = block.part
+        swept = _sweep(block, w[:, part], None, scale[:, part], None if offset is None else offset[:, part], grid)
         levels[:, part], w[:, part] = swept.levels, swept.aimed
-        w[:, part.stop :].addmm_(swept.moved, upper[part, part.stop :], alpha=-1)
-    back = order.argsort()
+        w[:, part.stop :].addmm_(swept.moved, block.rest, alpha=-1)
+    back = order.columns.argsort()
     return Rounded(levels[:, back], w[:, back])
 
 
@@ -112,28 +156,38 @@ def descend(weight: Tensor, levels: Tensor, gram: Tensor, grid: Grid, scales: Sc
         grid: where the levels are.
         scales: of every block.
     """
+    return down(weight, levels, Slope.of(gram), grid, scales)
+
+
+def down(weight: Tensor, levels: Tensor, slope: Slope, grid: Grid, scales: Scales) -> Rounded:
+    """`descend` where the second moment has been made ready: for some rows at a time."""
     columns = weight.shape[1]
-    h = gram.float()
     scale = per_column(scales.scale, columns)
     offset = None if scales.offset is None else per_column(scales.offset, columns)
     new, goal = torch.empty_like(levels), torch.empty_like(levels)
     value = value_of(levels, scales)
-    pull = (weight.float() - value) @ h
-    for first in range(0, columns, COLUMNS):
-        part = slice(first, min(first + COLUMNS, columns))
-        block = h[part, part]
-        swept = sweep_columns(
-            Sweep(
-                work=pull[:, part],
-                anchor=value[:, part],
-                coupling=block,
-                pivot=1 / block.diagonal(),
-                gain=torch.ones_like(block[0]),
-                scale=scale[:, part],
-                offset=None if offset is None else offset[:, part],
-                table=grid.levels.to(h.device),
-            )
-        )
+    pull = (weight.float() - value) @ slope.h
+    for block in slope.blocks:
+        part = block.part
+        around = None if offset is None else offset[:, part]
+        swept = _sweep(block, pull[:, part], value[:, part], scale[:, part], around, grid)
         new[:, part], goal[:, part] = swept.levels, swept.aimed
-        pull[:, part.stop :].addmm_(swept.moved, h[part, part.stop :], alpha=-1)
+        pull[:, part.stop :].addmm_(swept.moved, block.rest, alpha=-1)
     return Rounded(new, goal)
+
+
+def _sweep(
+    block: Block, work: Tensor, anchor: Tensor | None, scale: Tensor, offset: Tensor | None, grid: Grid
+) -> Swept:
+    return sweep_columns(
+        Sweep(
+            work=work,
+            anchor=anchor,
+            coupling=block.coupling,
+            pivot=block.pivot,
+            gain=block.gain,
+            scale=scale,
+            offset=offset,
+            table=grid.levels.to(work.device),
+        )
+    )

@@ -16,10 +16,12 @@ from compress.arch.linears import linear_paths
 from compress.calibrate import calibration_windows
 from compress.grids import Encoded, Grid, Scales, fits, grid_named
 from compress.quant.calibrated import calibrate, weight_of
+from compress.quant.coupled import Outputs
 from compress.quant.encode import Placement, encode_checkpoint, linear_grids
 from compress.quant.outer import put_outer_on_grids
+from compress.quant.output_moments import output_moments
 from compress.quant.solve import Calibration, Solved
-from compress.quant.stage import Activations, OneGrid, PostTraining, Quantizing, Scaling
+from compress.quant.stage import Activations, Algorithm, OneGrid, PostTraining, Quantizing, Scaling
 from compress.runtime.encoded import INPUT_ABSMAX
 from compress.runtime.loading import load_model
 from compress.stage import NF4_WEIGHTS, Advance, Context, Metrics, Progress
@@ -124,9 +126,10 @@ def solve_layers(
     if outer:
         with context.progress.bar("calibrating embedding and head", len(outer)) as advance:
             put_outer_on_grids(student, outer, windows, calibration_of(stage), found, advance)
+    outputs = moments_of_outputs(dense, fitting, stage, context)
     with context.progress.bar("calibrating", layers) as advance:
         done = layer_by_layer(errors, plain, context.progress, advance)
-        start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, done)
+        start.input_ranges = calibrate(student, dense, fitting, windows, calibration_of(stage), found, done, outputs)
     if stage.scaling is not Scaling.none:
         start.folded, start.weight_errors = folded(student, checkpoint, start), moved
     if errors:
@@ -137,6 +140,18 @@ def solve_layers(
         )
     start.details = {"output_error": errors, "output_error_rtn": plain, "calibration_tokens": windows.numel()}
     return start
+
+
+def moments_of_outputs(
+    model: Any, paths: Iterable[str], stage: Quantizing, context: Context
+) -> dict[str, Outputs] | None:
+    """What the outputs of the layers at `paths` do to the answers of `model`, where the stage asks for that."""
+    calibration = stage.calibration
+    if not calibration.output_tokens or stage.algorithm is not Algorithm.gptq:
+        return None
+    windows = calibration_windows(context, calibration.output_tokens, calibration.length)
+    with context.progress.bar("what outputs do to the answers", len(windows)) as advance:
+        return output_moments(model, paths, windows, context.seed, advance)
 
 
 def layer_by_layer(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.grids import Grid, Scales, level_of, value_of
+from compress.quant.coupled import Outputs, together
 from compress.quant.gptq import Rounded, descend, feedback
 from compress.quant.scales import refit, search
 from compress.quant.stage import Activations, Algorithm, Scaling
@@ -114,8 +115,13 @@ def target(
     return moved if bool(moved.isfinite().all()) else weight
 
 
-def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Calibration) -> Solved:
-    """Round `goal` on `grid` by the algorithm of the settings; `weight` is the plain one, both [out, in]."""
+def solve(
+    weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Calibration, outputs: Outputs | None = None
+) -> Solved:
+    """Round `goal` on `grid` by the algorithm of the settings; `weight` is the plain one, both [out, in].
+
+    With `outputs`, feedback and descent go through rows as well as columns (`compress.quant.coupled`).
+    """
     gram = of_size_one(gram)
     plain = grid.start(weight)
     rtn = level_of(weight, plain, grid)
@@ -128,17 +134,28 @@ def solve(weight: Tensor, goal: Tensor, gram: Tensor, grid: Grid, settings: Cali
             rounded = Rounded(level_of(goal, scales, grid), goal)
         else:
             h = damped(gram, settings.damping)
-            rounded = feedback(goal, gram, grid, scales, settings.damping)
-            for _ in range(settings.rounds):
-                rounded = descend(goal, rounded.levels, h, grid, scales)
-                scales = refit(goal, rounded.levels, scales, h, grid)
-            if settings.rounds:  # the last scales have not been rounded for yet
-                rounded = descend(goal, rounded.levels, h, grid, scales)
+            held = None if outputs is None else outputs.held_back()
+            if held is None:
+                rounded, scales = _each_row_alone(goal, gram, h, grid, scales, settings)
+            else:
+                rounded, scales = together(goal, gram, h, held, grid, scales, settings.damping, settings.rounds)
     value = value_of(rounded.levels, scales)
     error = part_of(energy(value - goal, gram), energy(goal, gram))
     error_rtn = part_of(energy(value_of(rtn, plain) - weight, gram), energy(weight, gram))
     moved = part_of((value - weight).norm(), weight.norm())
     return Solved(rounded.levels, scales, rounded.goal, error, error_rtn, moved, weight)
+
+
+def _each_row_alone(
+    goal: Tensor, gram: Tensor, h: Tensor, grid: Grid, scales: Scales, settings: Calibration
+) -> tuple[Rounded, Scales]:
+    rounded = feedback(goal, gram, grid, scales, settings.damping)
+    for _ in range(settings.rounds):
+        rounded = descend(goal, rounded.levels, h, grid, scales)
+        scales = refit(goal, rounded.levels, scales, h, grid)
+    if settings.rounds:  # the last scales have not been rounded for yet
+        rounded = descend(goal, rounded.levels, h, grid, scales)
+    return rounded, scales
 
 
 def silent(gram: Tensor) -> bool:

@@ -79,6 +79,9 @@ class CalibrationSettings:
     """Turns of refitting scales and levels after error feedback."""
     first_token: float = 1.0
     """Weight of each window's first token among the others; its activations are massive."""
+    output_tokens: int = 0
+    """Tokens, 32768 say, to learn from what errors at a layer's outputs do to the answers: rows are then rounded
+    together, and a tenth of the KL goes, for a backward pass and calibration half as long again. For algorithm=gptq."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.length < 8:
@@ -90,8 +93,10 @@ class CalibrationSettings:
                 raise UserError(f"calibration.{name}={value} must be above zero, and a number.")
         if not 0 <= self.absorb <= 1:
             raise UserError(f"calibration.absorb={self.absorb} is a fraction: from 0 to 1.")
-        if self.rounds < 0 or self.per_column < 0 or not 0 <= self.first_token < math.inf:
-            raise UserError("calibration.rounds, .first_token and .per_column must not be negative, nor infinite.")
+        if min(self.rounds, self.per_column, self.output_tokens) < 0 or not 0 <= self.first_token < math.inf:
+            raise UserError(
+                "calibration.rounds, .first_token, .per_column and .output_tokens must not be negative, nor infinite."
+            )
 
     def enough(self, widest: int) -> int:
         """How many of the tokens are walked, where the widest layer has so many inputs."""
@@ -120,8 +125,22 @@ class Quantizing(ABC):
         """Those that the linear layers may lie on, of `compress.grid_names`."""
 
     def check(self, config: object) -> None:
-        """Refuse grids that do not exist, before anything is computed."""
+        """Refuse grids that do not exist, and rows rounded together where they cannot be."""
         check_grids(*self.grid_names, self.embedding)
+        if not self.calibration.output_tokens:
+            return
+        asked = f"calibration.output_tokens={self.calibration.output_tokens}"
+        if self.algorithm is not Algorithm.gptq:
+            raise UserError(
+                f"{asked} is for algorithm=gptq: {self.algorithm.value} rounds every weight alone.",
+                "Give algorithm=gptq, or calibration.output_tokens=0.",
+            )
+        if self.scaling is not Scaling.none:
+            raise UserError(
+                f"{asked} is measured on the model as it is, and scaling={self.scaling.value} changes the outputs of "
+                "its layers.",
+                "Give scaling=none, or calibration.output_tokens=0.",
+            )
 
 
 @dataclass

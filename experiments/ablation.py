@@ -19,7 +19,7 @@ VARIANTS: dict[str, list[str]] = {
     "no text of its own": ["own_text.tokens=0"],
     "no compensation": ["~stages.compensate"],
     "distill at 5e-4": ["stages.distill.train.rate=5e-4"],
-    "distill at 1e-4": ["stages.distill.train.rate=1e-4"],
+    "distill at 2e-4": ["stages.distill.train.rate=2e-4"],
     "adapters from zero": ["stages.recover.start=zero"],
     "adapters from the plain residual": ["stages.recover.start=residual"],
 }

@@ -45,7 +45,7 @@ class Distill:
     """Tokens of the text that the teacher itself is trained on before it teaches; 0 leaves it as it is."""
     teacher_correction_rate: float = 2e-5
     """Peak rate of that training."""
-    train: Training = field(default_factory=lambda: Training(rate=2e-4, schedule=Schedule.linear))
+    train: Training = field(default_factory=lambda: Training(rate=1e-4, schedule=Schedule.linear))
     loss: Terms = field(default_factory=Terms)
 
     kind: ClassVar[str] = "distill"

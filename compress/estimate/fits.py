@@ -61,7 +61,7 @@ def check_memory(
             needed //= settings.devices
         if SURE * needed > there:
             smaller = (
-                "Train in smaller pieces (train.accumulate=4 train.activation_checkpointing=true), with smaller "
+                "Train in smaller pieces (train.accumulate=2 train.activation_checkpointing=true), with smaller "
                 "moments (train=adamw_8bit), or adapters only (+pipeline=qlora); mode=estimate shows what fits."
             )
             raise UserError(

@@ -12,7 +12,7 @@ layer keeps its weight in the compute type and its levels in 8 bits for the back
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,12 @@ WEIGHT_COPIES = 48
 """Bytes for an entry of the layer being solved: W, W', shifts and errors in fp32, the solution in fp64."""
 SURE = 0.98
 """Of the bits that the smallest grids take: a budget below is too little, whatever is rounded."""
+OUTPUT_ROWS = 1024
+"""Of `compress.quant.output_moments`."""
+COUPLED = 25
+"""How much longer feedback takes where rows are rounded together, a few at a time: measured."""
+LOGITS = 4
+"""fp32 copies of a window's logits while gradients go through them."""
 MOMENT_COPIES = 44
 """Bytes for an entry of H: H, C - H, sums, damped and inverse in fp32, three factors in fp64."""
 
@@ -57,13 +63,15 @@ def post_training(stage: Any, form: Form, world: World) -> Effect:
     if not stage.reads:
         return Effect(after, (encoding(form),))
     choices = _choices(stage, form, grid, False)
-    return Effect(after, (calibrating(stage, form, world, choices), encoding(form, choices)))
+    phases = (*_looking_at_outputs(stage, form, world), calibrating(stage, form, world, choices))
+    return Effect(after, (*phases, encoding(form, choices)))
 
 
 def mixed(stage: Any, form: Form, world: World) -> Effect:
     """Sensitivities first, then one layer after the other."""
     choices = _choices(stage, form, _with_most_scales(stage), False)
-    phases = (_measuring(stage, form, world), calibrating(stage, form, world, choices), encoding(form, choices))
+    looked = (_measuring(stage, form, world), *_looking_at_outputs(stage, form, world))
+    phases = (*looked, calibrating(stage, form, world, choices), encoding(form, choices))
     return Effect(_budgeted(stage, form), phases)
 
 
@@ -112,10 +120,31 @@ def _learning(stage: Any, form: Form, world: World, grid: str) -> tuple[Phase, .
     terms |= {"levels for the backward pass": SAVED_LEVEL * linear, "one layer rounded": 12 * largest_linear(form)}
     held = start | {term: terms[term] for term in ("weights", "gradients", "optimizer state")}
     return (
+        *_looking_at_outputs(stage, form, world),
         calibrating(stage, form, world, start),
         Phase("training", terms, world.original.bytes, *training_work(stage.train, form, world, 3, trained)),
         encoding(form, held),
     )
+
+
+def _looking_at_outputs(stage: Any, form: Form, world: World) -> Iterator[Phase]:
+    """Gradients at the outputs of all linear layers, a window at a time, and their second moments."""
+    n, length = stage.calibration.output_tokens, stage.calibration.length
+    if not n:
+        return
+    window = Batch(1, length, world.halves)
+    terms = {
+        "activations": form.widths.layers * layer_activations(form, window),
+        "logits": LOGITS * 4 * window.tokens * form.shape.vocab,
+        "moments of outputs": _output_moments(form),
+    }
+    sums = n * _output_moments(form) / 2  # two operations for each entry of four bytes
+    passes = 2 * (forward(form, n, length) + head(form, n))  # back to the inputs: weights have no gradients
+    yield Phase("what outputs do to the answers", terms, form.bytes, passes, sums, models=2)
+
+
+def _output_moments(form: Form) -> int:
+    return form.widths.layers * sum(4 * out * min(out, OUTPUT_ROWS) for out, _ in form.linears_of_a_layer())
 
 
 def calibrating(stage: Any, form: Form, world: World, choices: Mapping[str, int]) -> Phase:
@@ -131,8 +160,11 @@ def calibrating(stage: Any, form: Form, world: World, choices: Mapping[str, int]
         # of the quantized model: what was read is mapped, where it did not have to be converted
         "changed weights": 0 if world.converts else world.itemsize * form.count("linear"),
     }
+    coupled = bool(stage.calibration.output_tokens)
+    if coupled:
+        terms["moments of outputs"] = _output_moments(form)
     passes = 4.5 * forward(form, n, stage.calibration.length)
-    solved = 2 * _moments(form, n) + (2 + stage.calibration.rounds) * _feedback(form)
+    solved = 2 * _moments(form, n) + (2 + stage.calibration.rounds) * _feedback(form, COUPLED if coupled else 1)
     return Phase("calibrating", terms | dict(choices), form.bytes, passes, solved, models=2)
 
 
@@ -154,9 +186,9 @@ def _moments(form: Form, tokens: int) -> float:
     return 2.0 * tokens * sum(width * width for _, width in form.linears_of_a_layer()) * form.widths.layers
 
 
-def _feedback(form: Form) -> float:
-    """Operations of factors of every H and of rounding with feedback through it."""
-    each = (width**3 + 2.0 * out * width * width for out, width in form.linears_of_a_layer())
+def _feedback(form: Form, pace: float = 1.0) -> float:
+    """Operations of factors of every H and of rounding with feedback through it, which takes `pace` times as long."""
+    each = (width**3 + 2.0 * pace * out * width * width for out, width in form.linears_of_a_layer())
     return form.widths.layers * sum(each)
 
 

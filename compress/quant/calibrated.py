@@ -59,7 +59,7 @@ def calibrate(
     settings: Calibration,
     found: Found,
     advance: Callable[[float], None],
-    outputs: Mapping[str, Outputs] | None = None,
+    outputs: dict[str, Outputs] | None = None,
 ) -> dict[str, float]:
     """Put the linear layers of `student` on their grids, in place.
 
@@ -71,7 +71,8 @@ def calibrate(
         settings: how.
         found: told every layer as it is solved.
         advance: called with 1 for every layer of the model.
-        outputs: what the outputs of linear layers do to the answers, by path, where rows are rounded together.
+        outputs: what outputs of linear layers do to the answers, by path, where rows are rounded together; what is of
+            no more use is taken out.
 
     Returns:
         The range of each layer's inputs, where these are rounded to a static one.
@@ -108,7 +109,7 @@ def calibrate(
                     dense = weight_of(teacher.get_submodule(path), modules.conv1d).float()
                     check_range(path, weight, grids[path])
                     goal = target(weight, dense, collected, missing, settings)
-                    solved = solve(weight, goal, collected.h, grids[path], settings, (outputs or {}).get(path))
+                    solved = solve(weight, goal, collected.h, grids[path], settings, (outputs or {}).pop(path, None))
                     found(path, solved)  # first: what it holds of W may be the model's own tensor
                     value = value_of(solved.levels, solved.scales).to(module.weight.dtype)
                     module.weight.copy_(value.t() if modules.conv1d else value)

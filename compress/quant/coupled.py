@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compress.grids import Grid, Scales, value_of
-from compress.quant.gptq import Order, Rounded, Slope, down, in_order, inverse_factor
+from compress.quant.gptq import COLUMNS, Order, Rounded, Slope, down, in_order, inverse_factor
 from compress.quant.scales import refit
 
 GROUP = 4
@@ -104,7 +104,7 @@ def together(
 
 def feed_back(goal: Tensor, gram: Tensor, outputs: Outputs, grid: Grid, scales: Scales, damping: float) -> Rounded:
     """Round `goal` [rows, columns], every column of a row and every row making up for those before it."""
-    columns = Order.of(gram, damping, at_once=len(gram))
+    columns = Order.of(gram, damping, at_once(gram))
     levels, aimed = torch.empty_like(goal), torch.empty_like(goal)
     for rows, block in outputs.parts():
         order = block.diagonal().argsort(descending=True, stable=True)
@@ -128,7 +128,7 @@ def descend_together(goal: Tensor, levels: Tensor, h: Tensor, outputs: Outputs, 
     Within a group G is at most the diagonal of its absolute row sums, so that each row has a step of its own; rows far
     from each other, of different heads, make a group.
     """
-    slope, levels, aimed = Slope.of(h, at_once=len(h)), levels.clone(), torch.empty_like(goal)
+    slope, levels, aimed = Slope.of(h, at_once(h)), levels.clone(), torch.empty_like(goal)
     for rows, block in outputs.parts():
         error = goal[rows] - value_of(levels[rows], of_rows(scales, rows))
         groups = -(-len(block) // GROUP)
@@ -142,6 +142,11 @@ def descend_together(goal: Tensor, levels: Tensor, h: Tensor, outputs: Outputs, 
             levels[at], aimed[at] = found.levels, found.goal
             error[some] = goal[at] - value_of(found.levels, own)
     return Rounded(levels, aimed)
+
+
+def at_once(gram: Tensor) -> int:
+    """Columns swept together: all on a processor, as a few rows make no product; a GPU holds a tile of some."""
+    return len(gram) if gram.device.type == "cpu" else COLUMNS
 
 
 def of_rows(scales: Scales, rows: Tensor | slice) -> Scales:

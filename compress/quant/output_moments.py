@@ -48,6 +48,8 @@ def output_moments(
             hooks.callback(model.get_submodule(path).register_forward_hook(_adds(sums, path)).remove)
         for window in windows:
             logits = model(input_ids=window[None].to(model.device), use_cache=False).logits[0].float()
+            if not bool(logits.isfinite().all()):
+                return {}  # calibration says which layer overflows
             with torch.no_grad():
                 tokens = torch.multinomial(logits.softmax(-1), 1, generator=drawn)[:, 0]
             cross_entropy(logits, tokens, reduction="sum").backward()  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -143,7 +143,7 @@ def solve_layers(
 
 
 def moments_of_outputs(
-    model: Any, paths: Iterable[str], stage: Quantizing, context: Context
+    model: Any, paths: Collection[str], stage: Quantizing, context: Context
 ) -> dict[str, Outputs] | None:
     """What the outputs of the layers at `paths` do to the answers of `model`, where the stage asks for that."""
     calibration = stage.calibration
@@ -151,7 +151,10 @@ def moments_of_outputs(
         return None
     windows = calibration_windows(context, calibration.output_tokens, calibration.length)
     with context.progress.bar("what outputs do to the answers", len(windows)) as advance:
-        return output_moments(model, paths, windows, context.seed, advance)
+        found = output_moments(model, paths, windows, context.seed, advance)
+    if missing := len(set(paths) - found.keys()):
+        context.progress.say(f"{missing} layers are rounded row by row: gradients at their outputs are not finite")
+    return found
 
 
 def layer_by_layer(

@@ -81,7 +81,7 @@ class CalibrationSettings:
     """Weight of each window's first token among the others; its activations are massive."""
     output_tokens: int = 0
     """Tokens, 32768 say, to learn from what errors at a layer's outputs do to the answers: rows are then rounded
-    together, and a tenth of the KL goes, for a backward pass and calibration half as long again. For algorithm=gptq."""
+    together, and a twelfth of the KL goes, for a backward pass over them and twice the calibration. For gptq only."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.length < 8:
@@ -129,17 +129,17 @@ class Quantizing(ABC):
         check_grids(*self.grid_names, self.embedding)
         if not self.calibration.output_tokens:
             return
-        asked = f"calibration.output_tokens={self.calibration.output_tokens}"
+        asked = f"stages.quant.calibration.output_tokens={self.calibration.output_tokens}"
         if self.algorithm is not Algorithm.gptq:
             raise UserError(
                 f"{asked} is for algorithm=gptq: {self.algorithm.value} rounds every weight alone.",
-                "Give algorithm=gptq, or calibration.output_tokens=0.",
+                "Give stages.quant.algorithm=gptq, or no output_tokens.",
             )
         if self.scaling is not Scaling.none:
             raise UserError(
                 f"{asked} is measured on the model as it is, and scaling={self.scaling.value} changes the outputs of "
                 "its layers.",
-                "Give scaling=none, or calibration.output_tokens=0.",
+                "Give stages.quant.scaling=none, or no output_tokens.",
             )
 
 

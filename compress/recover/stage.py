@@ -36,7 +36,7 @@ class QLoRA:
     """zero: as published; residual: from the error (LoftQ); weighted: as inputs see it (QERA)."""
     calibration_tokens: int = 8192
     """Tokens the inputs are measured on, for start=weighted."""
-    train: Training = field(default_factory=lambda: Training(rate=5e-4))
+    train: Training = field(default_factory=lambda: Training(rate=3.5e-4))
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qlora"

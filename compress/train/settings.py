@@ -60,7 +60,7 @@ class Training:
     """Training tokens in all."""
     length: int = 256
     """Tokens per window."""
-    batch: int = 4
+    batch: int = 2
     """Windows per optimizer step."""
     accumulate: int = 1
     """Micro-batches a step is computed in; must divide `batch`. More of them need less memory."""
@@ -104,7 +104,10 @@ class Training:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name}={getattr(self, name)} must be at least 1.")
         if self.batch % self.accumulate:
-            raise UserError(f"train.accumulate={self.accumulate} does not divide train.batch={self.batch}.")
+            raise UserError(
+                f"train.accumulate={self.accumulate} does not divide train.batch={self.batch}.",
+                f"Give train.batch={self.accumulate * -(-self.batch // self.accumulate)}, or another train.accumulate.",
+            )
         if self.length < 8:
             raise UserError(f"train.length={self.length} is too short to learn from.", "Give at least 8 tokens.")
         if not self.clip > 0:
@@ -135,7 +138,7 @@ class Training:
             raise UserError(
                 f"train.devices={self.devices} times train.accumulate={self.accumulate} does not divide "
                 f"train.batch={self.batch}.",
-                f"Give every process a whole number of windows: train.batch={4 * self.accumulate * self.devices}.",
+                f"Give every process a whole number of windows: train.batch={self.accumulate * self.devices}.",
             )
         if self.devices == 1 and self.strategy is not Strategy.auto:
             raise UserError(

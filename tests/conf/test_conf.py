@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "negative weight": (["+pipeline=distill_only", "stages.distill.loss.js=-1"], "loss.js=-1"),
     "no mixture": (["+pipeline=distill_only", "stages.distill.loss.skew_alpha=1"], "loss.skew_alpha"),
     "negative rate": (["+pipeline=distill_only", "stages.distill.train.rate=-1"], "rate"),
-    "processes that share no batch": (["+pipeline=distill_only", "train.devices=3"], "train.batch=12"),
+    "processes that share no batch": (["+pipeline=distill_only", "train.devices=3"], "train.batch=3"),
     "a strategy for one process": (["+pipeline=distill_only", "train.strategy=fsdp"], "train.devices=2"),
     "the best of no validations": (["+pipeline=qlora", "train.keep=best"], "train.validate_every="),
     "patience without validations": (["+pipeline=qlora", "train.patience=2"], "train.validate_every="),

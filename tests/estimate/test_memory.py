@@ -123,7 +123,7 @@ def test_settings_that_save_memory_are_counted() -> None:
     few = training(model, micro_batch(eight, True), model.count(), 0)
     assert few["optimizer state"] * 4 == plain["optimizer state"] and few["activations"] == plain["activations"]
     again = training(model, micro_batch(Training(activation_checkpointing=True), True), model.count(), 0)
-    tokens = 4 * 256
+    tokens = Training().batch * 256
     assert again["activations"] == plain["activations"] / 8 + 8 * 4 * tokens * 64
     halved = training(model, micro_batch(Training(devices=2), True), model.count(), 0)
     assert halved["activations"] * 2 == plain["activations"]

@@ -218,12 +218,14 @@ def test_a_backward_pass_costs_time_and_memory() -> None:
     assert peaks[1] == peaks[2] > peaks[0], peaks
 
 
-def test_what_is_in_memory_together_is_what_scoring_takes() -> None:
+def test_what_is_in_memory_together_is_what_stages_take() -> None:
     """The estimate does without torch, so it has its own copy of these numbers."""
     from compress import layerwise
-    from compress.estimate import stages
+    from compress.estimate import quantizing, stages
     from compress.prune import readers, text_loss
+    from compress.quant import output_moments
 
+    assert quantizing.OUTPUT_ROWS == output_moments.ROWS
     assert (stages.BATCH_TOKENS, stages.LOGIT_ROWS) == (layerwise.BATCH_TOKENS, text_loss.CHUNK)
     assert stages.HEAD_ROWS == readers.ROWS
 

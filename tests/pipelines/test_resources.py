@@ -52,8 +52,8 @@ def test_too_little_memory_is_foreseen(
     ("settings", "device", "refused"),
     [
         ({}, "cpu", True),
-        ({"accumulate": 4}, "cuda", True),
-        ({"strategy": "fsdp", "devices": 4}, "cuda", False),
+        ({"accumulate": 2}, "cuda", True),
+        ({"batch": 4, "strategy": "fsdp", "devices": 4}, "cuda", False),
     ],
 )
 def test_memory_is_that_of_the_prediction(

@@ -104,7 +104,7 @@ CHECKED: dict[str, tuple[Any, str, str]] = {
         "cpu",
         "train=default",
     ),
-    "GPUs that are not there": (Distill(train=Training(devices=4)), "cuda", "GPUs"),
+    "GPUs that are not there": (Distill(train=Training(batch=4, devices=4)), "cuda", "GPUs"),
     "no DeepSpeed": (Distill(train=Training(strategy=Strategy.deepspeed, devices=2)), "cuda", "pip install deepspeed"),
     "no TensorBoard": (Distill(train=Training(loggers=[Logger.tensorboard])), "cpu", "[tensorboard]"),
 }

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from compress.grids import Grid, Scales, value_of
-from compress.quant.gptq import COLUMNS, Order, Rounded, Slope, down, in_order, inverse_factor
+from compress.quant.gptq import COLUMNS, Curvature, Order, Rounded, down, in_order, inverse_factor
 from compress.quant.scales import refit
 
 GROUP = 4
@@ -128,7 +128,7 @@ def descend_together(goal: Tensor, levels: Tensor, h: Tensor, outputs: Outputs, 
     Within a group G is at most the diagonal of its absolute row sums, so that each row has a step of its own; rows far
     from each other, of different heads, make a group.
     """
-    slope, levels, aimed = Slope.of(h, at_once(h)), levels.clone(), torch.empty_like(goal)
+    curvature, levels, aimed = Curvature.of(h, at_once(h)), levels.clone(), torch.empty_like(goal)
     for rows, block in outputs.parts():
         error = goal[rows] - value_of(levels[rows], of_rows(scales, rows))
         groups = -(-len(block) // GROUP)
@@ -138,7 +138,7 @@ def descend_together(goal: Tensor, levels: Tensor, h: Tensor, outputs: Outputs, 
             own = of_rows(scales, at)
             most = block[some][:, some].abs().sum(1)
             wanted = value_of(levels[at], own) + block[some] @ error / most[:, None]
-            found = down(wanted, levels[at], slope, grid, own)
+            found = down(wanted, levels[at], curvature, grid, own)
             levels[at], aimed[at] = found.levels, found.goal
             error[some] = goal[at] - value_of(found.levels, own)
     return Rounded(levels, aimed)

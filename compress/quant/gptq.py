@@ -93,14 +93,14 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Slope:
+class Curvature:
     """Second moment of the inputs, made ready once for the descent of any number of rows."""
 
     h: Tensor
     blocks: list[Block]
 
     @classmethod
-    def of(cls, gram: Tensor, at_once: int = COLUMNS) -> Slope:
+    def of(cls, gram: Tensor, at_once: int = COLUMNS) -> Curvature:
         """Of the damped second moment [columns, columns]; `at_once` columns are swept together."""
         h = gram.float()
         return cls(h, _blocks(h, 1 / h.diagonal(), torch.ones_like(h[0]), at_once))
@@ -156,18 +156,18 @@ def descend(weight: Tensor, levels: Tensor, gram: Tensor, grid: Grid, scales: Sc
         grid: where the levels are.
         scales: of every block.
     """
-    return down(weight, levels, Slope.of(gram), grid, scales)
+    return down(weight, levels, Curvature.of(gram), grid, scales)
 
 
-def down(weight: Tensor, levels: Tensor, slope: Slope, grid: Grid, scales: Scales) -> Rounded:
+def down(weight: Tensor, levels: Tensor, curvature: Curvature, grid: Grid, scales: Scales) -> Rounded:
     """`descend` where the second moment has been made ready: for some rows at a time."""
     columns = weight.shape[1]
     scale = per_column(scales.scale, columns)
     offset = None if scales.offset is None else per_column(scales.offset, columns)
     new, goal = torch.empty_like(levels), torch.empty_like(levels)
     value = value_of(levels, scales)
-    pull = (weight.float() - value) @ slope.h
-    for block in slope.blocks:
+    pull = (weight.float() - value) @ curvature.h
+    for block in curvature.blocks:
         part = block.part
         around = None if offset is None else offset[:, part]
         swept = _sweep(block, pull[:, part], value[:, part], scale[:, part], around, grid)

@@ -1,9 +1,4 @@
-"""How the model's answers move with the outputs of its linear layers: G of `compress.quant.coupled`.
-
-For every calibration window the model draws a token at each position from its own distribution; the gradients g of
-their log-probabilities at a layer's outputs have E[g g^T] = Fisher information of these outputs, which is the curvature
-of the KL between the model and itself disturbed there.
-"""
+"""How the model's answers move with the outputs of its linear layers: G of `compress.quant.coupled`."""
 
 from __future__ import annotations
 
@@ -13,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from compress.moments import SINKS
 from compress.quant.coupled import Outputs
+from compress.quant.drawn import backward_from_drawn
 from compress.stage import Advance
 
 ROWS = 1024
@@ -40,26 +35,14 @@ def output_moments(
     """
     model.requires_grad_(False)
     sums: dict[str, list[Tensor]] = {}
-    drawn = torch.Generator(model.device).manual_seed(seed)
-    with ExitStack() as hooks, torch.enable_grad():
-        embedding = model.get_input_embeddings().register_forward_hook(_begins_the_graph)
-        hooks.callback(embedding.remove)
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as hooks:
         for path in paths:
             hooks.callback(model.get_submodule(path).register_forward_hook(_adds(sums, path)).remove)
         for window in windows:
-            logits = model(input_ids=window[None].to(model.device), use_cache=False).logits[0].float()
-            if not bool(logits.isfinite().all()):
-                return {}  # calibration says which layer overflows
-            with torch.no_grad():
-                tokens = torch.multinomial(logits.softmax(-1), 1, generator=drawn)[:, 0]
-            cross_entropy(logits, tokens, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            backward_from_drawn(model, window, generator)
             advance(1)
     return {path: Outputs(blocks) for path, blocks in sums.items() if all(bool(b.isfinite().all()) for b in blocks)}
-
-
-def _begins_the_graph(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    del args
-    return output.detach().requires_grad_()
 
 
 def _adds(sums: dict[str, list[Tensor]], path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:

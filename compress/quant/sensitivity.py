@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from compress.arch import adapter_for
 from compress.calibrate import SINK_TOKENS
 from compress.grids import Grid, level_of, value_of
+from compress.quant.drawn import backward_from_drawn
 from compress.quant.gptq import feedback
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ class Slopes:
     """[tokens, width], some of the head's inputs."""
 
 
-@torch.enable_grad()
 def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Advance) -> Slopes:
     """One walk with gradients over `windows` [n, length].
 
@@ -111,11 +111,7 @@ def slopes(model: Any, windows: Tensor, paths: list[str], seed: int, advance: Ad
     hidden: list[Tensor] = []
     each = -(-HEAD_TOKENS // len(windows))
     for window in windows:
-        embedded = model.get_input_embeddings()(window[None].to(model.device)).detach().requires_grad_(True)
-        last = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(last[0]).float()
-        labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
-        torch.autograd.backward(F.cross_entropy(logits, labels.to(logits.device), reduction="sum"))
+        embedded, last = backward_from_drawn(model, window, generator)
         assert embedded.grad is not None
         _add(sums, embedding, window[None], embedded.grad)
         kept = last[0, SINK_TOKENS:].detach().float()

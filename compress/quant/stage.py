@@ -81,7 +81,7 @@ class CalibrationSettings:
     """Weight of each window's first token among the others; its activations are massive."""
     output_tokens: int = 0
     """Tokens, 32768 say, to learn from what errors at a layer's outputs do to the answers: rows are then rounded
-    together, and a twelfth of the KL goes, for a backward pass over them and twice the calibration. For gptq only."""
+    together, and a twentieth to a twelfth of the KL goes, for a backward pass and twice the calibration. For gptq."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.length < 8:

@@ -129,6 +129,14 @@ def test_the_moments_are_the_curvature_of_the_kl(family: str, tmp_path: Path, mo
         assert kl == pytest.approx(size**2 * predicted / 2, rel=0.2), path
 
 
+def test_a_model_that_overflows_is_told(tmp_path: Path) -> None:
+    _, model = save("llama", tmp_path)
+    with torch.no_grad():
+        model.get_submodule("model.norm").weight.fill_(torch.inf)
+    with pytest.raises(UserError, match="it overflows"):
+        output_moments.output_moments(model, [], torch.zeros(1, 16, dtype=torch.long), 0, lambda _: None)
+
+
 def test_what_is_not_known_leaves_rows_alone() -> None:
     assert Outputs([torch.zeros(4, 4)]).held_back() is None
     assert Outputs([torch.full((4, 4), torch.inf)]).held_back() is None

@@ -27,11 +27,11 @@ CALIBRATION_WINDOW = 256
 CHARS_PER_TOKEN = 4
 """Roughly, for sizing what is tokenised at once; nothing exact hangs on it."""
 
-SECTION_WINDOWS = 64
-"""A document longer than about this many windows is cut at paragraphs into sections, each treated as a document: a
-budget of tokens then samples all of a book, not its first chapters."""
+SECTION_WINDOWS = 16
+"""A document longer than about this many windows is cut at paragraphs into sections, each treated as a document: what
+is tokenised to get at one window of a book is a section, not the book."""
 
-SHORTEST_SECTION = 1 << 15
+SHORTEST_SECTION = 1 << 14
 """Characters; however short the windows are, documents up to this stay whole."""
 
 BATCH_CHARS = 1 << 18
@@ -62,11 +62,13 @@ def readable(length: int, config: Any) -> int:
 def training_windows(
     documents: Sequence[str], tokenizer: Any, *, length: int, tokens: int, seed: int, setting: str = "length"
 ) -> Windows:
-    """As many windows as it takes to reach `tokens` real tokens, in an order drawn by `seed`.
+    """As many windows as it takes to reach `tokens` real tokens, from all over the text, in an order drawn by `seed`.
 
-    Documents are tokenised in a shuffled order and only until there is enough; each is cut into pieces of `length`
-    tokens. Its last piece is padded if it has at least max(8, length // 8) tokens, else dropped. A text with fewer
-    tokens is gone through again, in another order: nothing is seen twice before all was seen once.
+    Documents are cut into pieces of `length` tokens. Windows are pieces drawn from all documents, of long ones more
+    often than of short ones, and not neighbours: the same tokens teach more where they come from more documents. Only
+    documents that are drawn from are tokenised. A document's last piece is padded if it has at least
+    max(8, length // 8) tokens, else dropped. A text with fewer tokens is gone through again, in another order: nothing
+    is seen twice before all was seen once.
 
     Args:
         documents: texts; one longer than about 64 windows (and 32,768 characters) is cut at paragraphs into several.
@@ -85,14 +87,12 @@ def training_windows(
     rng = random.Random(seed)
     longest = max(SHORTEST_SECTION, SECTION_WINDOWS * CHARS_PER_TOKEN * length)
     sections = [section for document in documents for section in _sections(document, longest)]
-    order = list(range(len(sections)))
-    cut: dict[int, list[torch.Tensor]] = {}
+    pieces = Pieces(sections, tokenizer, length)
     chosen: list[torch.Tensor] = []
     real = 0
     while real < tokens:
-        rng.shuffle(order)
         epoch: list[torch.Tensor] = []
-        for piece in _pieces(order, sections, tokenizer, length, cut):
+        for piece in pieces.once(rng):
             epoch.append(piece)
             real += len(piece)
             if real >= tokens:
@@ -231,28 +231,46 @@ def _tokenize(texts: list[str], tokenizer: Any) -> list[list[int]]:
 
 
 def _sections(document: str, limit: int) -> Iterator[str]:
-    while len(document) > limit:
-        end = cut_near(document, limit, limit // 2)
-        yield document[:end]
-        document = document[end:]
-    yield document
+    start = 0
+    while len(document) - start > limit:
+        end = cut_near(document, start + limit, limit // 2)
+        yield document[start:end]
+        start = end
+    yield document[start:]
 
 
-def _pieces(
-    order: list[int], sections: list[str], tokenizer: Any, length: int, cut: dict[int, list[torch.Tensor]]
-) -> Iterator[torch.Tensor]:
-    """Pieces of the sections in `order`; sections not in `cut` are tokenised, some at a time, and kept there."""
-    import torch
+class Pieces:
+    """Sections in pieces of `length` tokens, each section tokenised when it is first drawn from."""
 
-    for batch in _batches(order, sections):
-        missing = [i for i in batch if i not in cut]
+    def __init__(self, sections: Sequence[str], tokenizer: Any, length: int) -> None:
+        self.sections, self.tokenizer, self.length = sections, tokenizer, length
+        self._cut: dict[int, list[torch.Tensor]] = {}
+
+    def once(self, rng: random.Random) -> Iterator[torch.Tensor]:
+        """Every piece once: sections come as often as their characters promise pieces, in an order drawn by `rng`."""
+        chars = CHARS_PER_TOKEN * self.length
+        draws = [i for i, section in enumerate(self.sections) for _ in range(max(1, len(section) // chars))]
+        rng.shuffle(draws)
+        left: dict[int, list[torch.Tensor]] = {}
+        for batch in _batches(draws, self.sections):
+            self._tokenize(batch)
+            for i in batch:
+                if i not in left:
+                    left[i] = rng.sample(self._cut[i], len(self._cut[i]))
+                if left[i]:
+                    yield left[i].pop()
+        for pieces in left.values():
+            yield from pieces
+
+    def _tokenize(self, batch: list[int]) -> None:
+        import torch
+
+        missing = [i for i in dict.fromkeys(batch) if i not in self._cut]
         if missing:
-            for i, ids in zip(missing, _tokenize([sections[i] for i in missing], tokenizer), strict=True):
+            for i, ids in zip(missing, _tokenize([self.sections[i] for i in missing], self.tokenizer), strict=True):
                 whole = torch.tensor(ids, dtype=torch.int32)
-                pieces = (whole[start : start + length] for start in range(0, len(ids), length))
-                cut[i] = [piece for piece in pieces if len(piece) >= _least(length)]
-        for i in batch:
-            yield from cut[i]
+                pieces = (whole[start : start + self.length] for start in range(0, len(ids), self.length))
+                self._cut[i] = [piece for piece in pieces if len(piece) >= _least(self.length)]
 
 
 def _batches(order: list[int], sections: list[str]) -> Iterator[list[int]]:

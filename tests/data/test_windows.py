@@ -113,6 +113,16 @@ def test_a_budget_samples_all_of_a_long_document():
     assert len({i for piece in unpadded(everything) for i in piece}) > 0.97 * 49 * 8000
 
 
+def test_a_budget_comes_from_all_over_the_text_and_from_long_documents_more_often():
+    lengths = [160] * 100 + [16] * 100
+    windows = training_windows(numbered(lengths), Words(), length=16, tokens=220 * 16, seed=3)
+    drawn = Counter(piece[0] // 1000 - 1 for piece in unpadded(windows))
+    # 220 of 1,100 pieces, 200 of them from 100 documents: drawn alone, a document of ten is missed one time in ten
+    assert sum(drawn[d] > 0 for d in range(100)) > 75
+    assert max(drawn.values()) < 8
+    assert 5 < sum(drawn[d] for d in range(100, 200)) < 40
+
+
 def test_only_as_much_is_tokenised_as_is_needed():
     documents = numbered([900] * 900)
     tokenizer = Words()

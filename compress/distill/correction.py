@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compress.stage import Context
     from compress.train.settings import Training
 
-VERSION = 1
+VERSION = 2
 
 
 def corrected_teacher(settings: Training, context: Context) -> Checkpoint:

@@ -49,7 +49,7 @@ class Distill:
     loss: Terms = field(default_factory=Terms)
 
     kind: ClassVar[str] = "distill"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs: ClassVar[frozenset[str]] = frozenset({DENSE})
     gives: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()

@@ -50,7 +50,7 @@ class LearnedThroughRounding(Quantizing):
     train: Training = field(default_factory=Training)
     loss: Logits = field(default_factory=Logits)
 
-    version: ClassVar[int] = 11
+    version: ClassVar[int] = 12
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     reads: ClassVar[frozenset[str]] = frozenset({TEXT, TEACHER})
 

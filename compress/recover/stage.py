@@ -40,7 +40,7 @@ class QLoRA:
     loss: Logits = field(default_factory=Logits)
 
     kind: ClassVar[str] = "qlora"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs: ClassVar[frozenset[str]] = frozenset({NF4_WEIGHTS})
     gives: ClassVar[frozenset[str]] = frozenset({ADAPTER})
     takes: ClassVar[frozenset[str]] = frozenset()

@@ -24,6 +24,15 @@ def processor() -> tuple[str, frozenset[str]]:
     return found.get("model name", platform.machine()), frozenset(flags.split())
 
 
+def name_of(device: str | None) -> str:
+    """The GPU's name for "cuda", else the processor's."""
+    if device != "cuda":
+        return processor()[0]
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
 def native(dtype: str) -> bool:
     """Whether this processor multiplies numbers of type `dtype`, such as "bfloat16".
 
@@ -31,6 +40,14 @@ def native(dtype: str) -> bool:
     GFLOP/s were measured where fp32 has 47.
     """
     return dtype not in HALF or not HALF[dtype].isdisjoint(processor()[1])
+
+
+@cache
+def gpu_has_bf16(index: int | None = None) -> bool:
+    """Whether that GPU (by default the current one) multiplies in bf16: from Ampere on. Before, torch emulates it."""
+    import torch
+
+    return torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def native_bf16() -> bool:

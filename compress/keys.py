@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import Checkpoint, sidecars, tensor_digests, weight_files, weights_key
-from compress.hardware import HALF, native, processor
+from compress.hardware import HALF, gpu_has_bf16, name_of, native
 from compress.stage import DENSE, DENSE_PARENT, TEACHER, TEXT, Stage
 from compress.store import Store, content_key, file_digest
 
@@ -101,7 +101,11 @@ def machine_inputs(device: str, threads: int) -> dict[str, Any]:
     from compress_kernels import backend_name
 
     # decides what models compute in
-    own = {"half": sorted(dtype for dtype in HALF if native(dtype))} if device == "cpu" else {}
+    own: dict[str, Any] = {}
+    if device == "cpu":
+        own = {"half": sorted(dtype for dtype in HALF if native(dtype))}
+    elif device == "cuda" and not gpu_has_bf16():
+        own = {"half": ["float16"]}
     return {"versions": library_versions(), "device": device, "threads": threads, "kernels": backend_name(device)} | own
 
 
@@ -120,5 +124,5 @@ def stage_inputs(
     fields = stage_fields(stage)
     # a stage that prunes inside it has the fields of that in its own
     if any(part.get("latency") is not None for part in (fields, fields.get("prune") or {})):
-        run = {**run, "processor": processor()[0]}  # what was timed here is not so elsewhere
+        run = {**run, "processor": name_of(run.get("device"))}  # what was timed here is not so elsewhere
     return {"kind": stage.kind, "version": stage.version, "fields": fields, "parent": parent, "reads": read, **run}

@@ -246,13 +246,15 @@ def available_threads() -> int:
 
 
 def check_device(device: str) -> str:
-    """`cpu` or `cuda`.
+    """`cpu` or `cuda`, before anything is computed there.
 
     Raises:
         UserError: cuda was asked for and is not there.
     """
     import torch
 
+    # training that repeats asks for it, and cuBLAS reads it at the first product of the process
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

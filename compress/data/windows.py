@@ -273,7 +273,7 @@ class Pieces:
                 self._cut[i] = [piece for piece in pieces if len(piece) >= _least(self.length)]
 
 
-def _batches(order: list[int], sections: list[str]) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], sections: Sequence[str]) -> Iterator[list[int]]:
     batch: list[int] = []
     size = 0
     for i in order:

@@ -39,7 +39,7 @@ def corrected_teacher(settings: Training, context: Context) -> Checkpoint:
                 logs = None if context.logs is None else context.logs / "teacher"
                 own = replace(context, folder=folder, scratch=store.scratch(key), logs=logs)
                 windows = windows_for(settings, own)
-                model = load_student(original, own)
+                model = load_student(original, settings, own)
                 fitted = fit(model, NoTeacher(), Logits(kl=0.0, ce=1.0), windows, settings, own)
                 write_dense(model, original, own)
                 store.commit(key, folder, {"kind": "teacher correction", "metrics": fitted.metrics()})

@@ -105,7 +105,7 @@ class Distill:
         from compress.losses.matching import Matched
         from compress.runtime.loading import load_original
         from compress.train.fit import fit
-        from compress.train.student import load_student, windows_for, write_dense
+        from compress.train.student import load_student, place_for, windows_for, write_dense
 
         if checkpoint.folder == context.original.folder:
             context.progress.say(
@@ -115,12 +115,12 @@ class Distill:
         windows = windows_for(self.train, context)
         source = self._teacher(context)
         teacher = None if self.teacher_store is TeacherStore.none else self._stored(source, windows, context)
-        student = load_student(checkpoint, context)
+        student = load_student(checkpoint, self.train, context)
         if not self.embeddings:
             student.get_input_embeddings().requires_grad_(False)
             student.get_output_embeddings().requires_grad_(False)
         if teacher is None:
-            teacher = load_original(source, context.fabric.device).requires_grad_(False)
+            teacher = load_original(source, place_for(self.train, context)).requires_grad_(False)
         if not self.loss.matching:
             fitted = fit(student, teacher, self.loss, windows, self.train, context)
         else:

@@ -5,7 +5,7 @@
     checkpointed    of every layer only its input, and one layer at a time (arXiv 1604.06174)
     LoRA            frozen base in 16 bits, adapters of rank 16 (arXiv 2106.09685)
     QLoRA           the base in NF4 with double quantization (arXiv 2305.14314)
-    FSDP over N     weights, gradients and state divided by N (ZeRO stage 3)
+    FSDP over N     the student's weights, gradients and state divided by N (ZeRO stage 3)
 
 The teacher is counted in each: distillation needs it beside the student.
 """
@@ -116,15 +116,17 @@ def ways(student: Form, teacher: Form, batch: Batch, known: Machine, libraries: 
 
 
 def _sharded(student: Form, teacher: Form, terms: dict[str, int]) -> dict[str, Any]:
-    """FSDP2: what is divided, and what each GPU holds alone: activations, the loss, two layers gathered in 16 bits."""
-    divided = sum(terms[term] for term in ("weights", "gradients", "optimizer state")) + 2 * teacher.count()
+    """FSDP2: what is divided, and what each GPU holds alone: teacher, activations, the loss, two layers gathered in 16
+    bits."""
+    divided = sum(terms[term] for term in ("weights", "gradients", "optimizer state"))
     largest = max(sum(p.numel for p in student.layer), student.count("embedding"))
     alone = terms["activations"] + terms["loss"] + 2 * 2 * largest
-    gpus = gpus_needed(divided, alone + GPU_CONTEXT, GPUS[SHARDED_OVER] << 30)
+    held = 2 * teacher.count()
+    gpus = gpus_needed(divided, held + alone + GPU_CONTEXT, GPUS[SHARDED_OVER] << 30)
     return {
         "way": f"FSDP, checkpointed, GPUs of {SHARDED_OVER}",
-        "bytes": divided // max(1, gpus) + alone,
-        "student_bytes": (divided - 2 * teacher.count()) // max(1, gpus) + alone,
+        "bytes": divided // max(1, gpus) + held + alone,
+        "student_bytes": divided // max(1, gpus) + alone,
         "gpus": gpus,
         "here": False,
         "smallest_gpu": SHARDED_OVER if gpus else None,

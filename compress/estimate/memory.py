@@ -22,7 +22,7 @@ the neurons:
 (sums the tests compare with what autograd really keeps).
 
 With checkpointing only the layer's input stays, 4 h, and one layer is computed again at a time (Chen et al., arXiv
-1604.06174). FSDP over N GPUs divides weights, gradients and state by N (ZeRO stage 3).
+1604.06174). FSDP over N GPUs divides the student's weights, gradients and state by N (ZeRO stage 3).
 
 Everything is in bytes. `host` is what this process holds itself (anonymous memory, what `peak_rss_bytes` measures);
 `mapped` comes on top: pages of weight files, which the system can drop and read again. On a GPU nothing is mapped.

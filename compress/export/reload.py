@@ -75,18 +75,22 @@ class Transformers:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def logits(self, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return self.model(self.torch.from_numpy(ids)[None]).logits[0].float().numpy()
+        return self.model(self._given(ids)).logits[0].float().cpu().numpy()
+
+    def _given(self, ids: Any) -> Any:
+        # transformers puts what bitsandbytes quantized on the GPU, if there is one
+        return self.torch.as_tensor(ids, device=self.model.device)[None]
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prefill(self, ids: np.ndarray[Any, Any]) -> int:
-        out = self.model(self.torch.from_numpy(ids)[None], use_cache=True, logits_to_keep=1)
+        out = self.model(self._given(ids), use_cache=True, logits_to_keep=1)
         self.past = out.past_key_values
         return int(out.logits[0, -1].argmax())
 
     def step(self, token: int) -> int:
-        out = self.model(self.torch.tensor([[token]]), past_key_values=self.past, use_cache=True)
+        out = self.model(self._given([token]), past_key_values=self.past, use_cache=True)
         return int(out.logits[0, -1].argmax())
 
 

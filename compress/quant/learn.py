@@ -30,7 +30,7 @@ def learn(checkpoint: Checkpoint, stage: LearnedThroughRounding, context: Contex
     grids, chosen = stage.placement(checkpoint, context)
     outer = grids.keys() - set(linear_paths(checkpoint.config))
     start = kept_start(context.scratch, grids, lambda: solve_layers(checkpoint, grids, stage, context, goals=True))
-    student = load_student(checkpoint, context).requires_grad_(False)
+    student = load_student(checkpoint, stage.train, context).requires_grad_(False)
     student.load_state_dict({k: v.float() for k, v in start.folded.items()}, strict=False)
     encoded = start.encoded(outer)
     for path in encoded:
@@ -39,7 +39,7 @@ def learn(checkpoint: Checkpoint, stage: LearnedThroughRounding, context: Contex
     weights = {path: trainable(student, path, start, stage) for path in list(start.goals)}
     put_on_grid(student, weights, RoundedInputs(stage.activations, start.input_ranges))
     choose_what_trains(student, stage)
-    fitted = fit(student, load_teacher(context), stage.loss, windows, stage.train, context)
+    fitted = fit(student, load_teacher(stage.train, context), stage.loss, windows, stage.train, context)
     for path, weight in weights.items():
         levels, scales = weight.final()
         packed = weight.grid.pack(levels.cpu(), scales.to("cpu"), torch.float32)

@@ -70,5 +70,5 @@ class QLoRA:
         if self.start is not Start.zero:
             tokens = self.calibration_tokens if self.start is Start.weighted else 0
             start_from_residual(student, checkpoint, context, tokens)
-        fitted = fit(student, load_teacher(context), self.loss, windows, self.train, context)
+        fitted = fit(student, load_teacher(self.train, context), self.loss, windows, self.train, context)
         return write_adapters(adapted, checkpoint, context), fitted.metrics()

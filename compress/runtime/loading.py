@@ -15,7 +15,7 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.checkpoint import Checkpoint
 from compress.grids import Encoded, Int8
-from compress.hardware import native
+from compress.hardware import gpu_has_bf16, native
 from compress.quiet import quiet_transformers
 from compress.runtime.encoded import (
     INPUT_ABSMAX,
@@ -85,8 +85,11 @@ def load_original(checkpoint: Checkpoint, device: torch.device | str = "cpu", pl
 
 
 def slow_half(dtype: torch.dtype, device: torch.device | str) -> bool:
-    """Whether `device` is a processor without products in this half precision: what lies in it computes in fp32."""
-    return torch.device(device).type == "cpu" and not native(str(dtype).removeprefix("torch."))
+    """Whether `device` has no products in this half precision: what lies in it computes in fp32."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        return dtype is torch.bfloat16 and not gpu_has_bf16(place.index)
+    return place.type == "cpu" and not native(str(dtype).removeprefix("torch."))
 
 
 def reloaded_in(checkpoint: Checkpoint) -> torch.dtype | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from compress.hardware import native_bf16
+from compress.hardware import gpu_has_bf16, native_bf16
 from compress.memory import release
 from compress.train.batches import Batches
 from compress.train.callbacks import ShowProgress, StopOnNaN
@@ -84,7 +84,7 @@ class Fitted:
 def lightning_precision(precision: Precision, device: torch.device) -> str:
     """Lightning's name for the precision; `auto` is bf16 wherever the hardware multiplies it natively."""
     if precision is Precision.auto:
-        native = torch.cuda.is_bf16_supported() if device.type == "cuda" else native_bf16()
+        native = gpu_has_bf16(device.index) if device.type == "cuda" else native_bf16()
         precision = Precision.bf16 if native else Precision.fp32
     return "bf16-mixed" if precision is Precision.bf16 else "32-true"
 

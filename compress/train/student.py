@@ -23,14 +23,20 @@ if TYPE_CHECKING:
     from compress.train.settings import Training
 
 
-def load_teacher(context: Context) -> Any:
+def place_for(settings: Training, context: Context) -> torch.device:
+    """Where models are loaded that will train: several processes read them from a file, each onto its own device, and a
+    copy on the first GPU would stand in the way of the one that trains there."""
+    return torch.device("cpu") if settings.devices > 1 else context.fabric.device
+
+
+def load_teacher(settings: Training, context: Context) -> Any:
     """The original model, frozen."""
-    return load_original(context.original, context.fabric.device).requires_grad_(False)
+    return load_original(context.original, place_for(settings, context)).requires_grad_(False)
 
 
-def load_student(checkpoint: Checkpoint, context: Context) -> Any:
+def load_student(checkpoint: Checkpoint, settings: Training, context: Context) -> Any:
     """The checkpoint as fp32 master weights, all of them training: a bf16 weight would swallow small updates."""
-    model = load_model(checkpoint.folder, dtype=torch.float32, device=context.fabric.device)
+    model = load_model(checkpoint.folder, dtype=torch.float32, device=place_for(settings, context))
     return model.requires_grad_(True)
 
 

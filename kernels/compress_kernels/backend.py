@@ -1,7 +1,7 @@
 """Which implementation runs: the explicit table of backends and the rule that picks one for a device.
 
-`COMPRESS_KERNELS=reference|cpu|triton` forces one. Otherwise a CUDA tensor gets Triton, and a CPU tensor gets the C
-kernels if a C compiler is found, else the plain torch reference with one warning.
+`COMPRESS_KERNELS=reference|cpu|triton` forces one. Otherwise a CUDA tensor gets Triton, and a CPU tensor the C kernels:
+both take a C compiler, and where there is none it is the plain torch reference, with one warning.
 """
 
 from __future__ import annotations
@@ -116,6 +116,26 @@ def _cpu_choice() -> str:
     return "cpu"
 
 
+@cache
+def _cuda_choice() -> str:
+    """Triton compiles its launcher with the system's C compiler when it first starts: a slim container has none."""
+    if not torch.cuda.is_available():
+        return "triton"
+    try:
+        import triton
+
+        _ = triton.runtime.driver.active.utils
+    except Exception as error:  # whatever its build, or a missing package, may raise
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        warnings.warn(
+            f"compress_kernels: Triton cannot start ({said}); using the slower plain torch reference. It needs the "
+            "package triton, a C compiler (gcc, or CC) and Python's headers",
+            stacklevel=2,
+        )
+        return "reference"
+    return "triton"
+
+
 def backend_name(device: torch.device | str) -> str:
     """The backend that operations on `device` use: "reference", "cpu" or "triton". Part of cache keys.
 
@@ -132,7 +152,7 @@ def backend_name(device: torch.device | str) -> str:
             raise ValueError(f"{ENVIRONMENT}=triton needs CUDA tensors, or TRITON_INTERPRET=1 on a CPU")
         return forced
     if kind == "cuda":
-        return "triton"
+        return _cuda_choice()
     return _cpu_choice() if kind == "cpu" else "reference"
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from compress_kernels.backend import backend
+from compress_kernels.tables import ends_of
 
 MOST_ENTRIES = 256
 
@@ -41,13 +42,13 @@ class LatentWeight:
     @property
     def uniform(self) -> bool:
         """Whether the table is consecutive integers."""
-        return float(self.table[-1] - self.table[0]) == len(self.table) - 1
+        return ends_of(self.table).uniform
 
     @property
     def reach(self) -> tuple[float, float]:
         """LatentGradients pass to latents in between."""
-        table = self.table
-        return float(2 * table[0] - table[1]), float(2 * table[-1] - table[-2])
+        ends = ends_of(self.table)
+        return ends.low, ends.high
 
 
 @dataclass(frozen=True)

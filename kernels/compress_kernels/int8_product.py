@@ -17,7 +17,9 @@ from torch import Tensor
 EXACT_COLUMNS = 1024
 """128 x 128 x 1,024 = 2^24: every sum of so many products is an fp32 number."""
 CUDA_ROWS = 17
-"""`torch._int_mm` on CUDA takes no fewer rows."""
+"""`torch._int_mm` on CUDA takes no fewer rows,"""
+CUDA_MULTIPLE = 8
+"""and K and N of whole multiples alone."""
 FAST_ON_CPU: bool = getattr(torch.cpu, "_is_vnni_supported", lambda: False)()
 """Whether `torch._int_mm` is more than a loop on this processor."""
 
@@ -26,6 +28,8 @@ def int8_product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b^T exactly: int8 [M, K], [N, K] -> int32 [M, N]."""
     if not a.is_cuda:
         return torch._int_mm(a, b.t()) if FAST_ON_CPU else in_fp32(a, b)
+    if a.shape[1] % CUDA_MULTIPLE or len(b) % CUDA_MULTIPLE:
+        return in_fp32(a, b)
     rows = len(a)
     if rows < CUDA_ROWS:
         a = F.pad(a, (0, 0, 0, CUDA_ROWS - rows))

@@ -24,10 +24,30 @@ from compress_kernels.levels import level
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """The specification, in torch, also where there are no C kernels."""
+    """The specification, in torch."""
     wide = x.float()
     inverse = (wide.square().mean(-1, keepdim=True) + epsilon).rsqrt()
     return (wide * inverse * weight.float()).to(dtype)
+
+
+class _InTorch(torch.autograd.Function):
+    """The same for other devices: of what autograd would keep, twice the input in fp32, only x and r are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+        wide = x.float()
+        inverse = (wide.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+        ctx.save_for_backward(x, weight, inverse)
+        return (wide * inverse * weight.float()).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        gradient, normed = gradients[0].float(), x.float() * inverse
+        weighted = gradient * weight.float()
+        of_input = inverse * (weighted - normed * (weighted * normed).mean(-1, keepdim=True))
+        of_weight = (gradient * normed).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        return of_input.to(x.dtype), of_weight, None, None
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -85,8 +105,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> T
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight is {tuple(weight.shape)}: expected ({x.shape[-1]},), the width of x")
-    if backend_name(x.device) != "cpu":
-        return rms_norm_reference(x, weight, epsilon, dtype)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    out: Tensor = _RMSNorm.apply(rows, weight.float().contiguous(), epsilon, dtype)  # type: ignore[no-untyped-call]
+    norm = _RMSNorm if backend_name(x.device) == "cpu" else _InTorch
+    out: Tensor = norm.apply(rows, weight.float().contiguous(), epsilon, dtype)  # type: ignore[no-untyped-call]
     return out.view(x.shape)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from compress_kernels.backend import backend
+from compress_kernels.tables import ends_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Sweep:
     @property
     def uniform(self) -> bool:
         """Whether the table is consecutive integers."""
-        return float(self.table[-1] - self.table[0]) == len(self.table) - 1
+        return ends_of(self.table).uniform
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from compress_kernels import triton_blockwise, triton_rows, triton_sweep
 from compress_kernels.codes import NESTED_BLOCK, code_table, dynamic_code, dynamic_lookup
+from compress_kernels.on_device import on_its_device
 from compress_kernels.rows import RowRequest, RowResult
 from compress_kernels.sweep import Sweep, Swept
+from compress_kernels.tables import ends_of
 from compress_kernels.triton_grid_backend import round_weight, round_weight_backward
 from compress_kernels.triton_linear_backend import decode_rows_4bit, linear_4bit, linear_int8, quantize_rows_int8
 
@@ -57,17 +59,20 @@ def _quantize(weights: Tensor, given: Tensor | None, absmax: Tensor, block: int,
     return codes
 
 
+@on_its_device
 def quantize_4bit(weights: Tensor, block: int, kind: str) -> tuple[Tensor, Tensor]:
     """See reference.quantize_4bit."""
     absmax = torch.empty(triton.cdiv(weights.numel(), block), dtype=torch.float32, device=weights.device)
     return _quantize(weights, None, absmax, block, kind), absmax
 
 
+@on_its_device
 def encode_4bit(weights: Tensor, absmax: Tensor, block: int, kind: str) -> Tensor:
     """See reference.encode_4bit."""
     return _quantize(weights, absmax, absmax, block, kind)
 
 
+@on_its_device
 def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind: str, dtype: torch.dtype) -> Tensor:
     """See reference.dequantize_4bit."""
     out = torch.empty(count, dtype=dtype, device=codes.device)
@@ -78,6 +83,7 @@ def dequantize_4bit(codes: Tensor, absmax: Tensor, count: int, block: int, kind:
     return out
 
 
+@on_its_device
 def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.quantize_absmax."""
     count = residual.numel()
@@ -91,6 +97,7 @@ def quantize_absmax(residual: Tensor) -> tuple[Tensor, Tensor]:
     return codes, nested
 
 
+@on_its_device
 def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> Tensor:
     """See reference.dequantize_absmax."""
     count = codes.numel()
@@ -102,6 +109,7 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, offset: Tensor) -> T
     return absmax
 
 
+@on_its_device
 def divergence_rows(request: RowRequest) -> RowResult:
     """See reference.divergence_rows."""
     rows, vocab = request.student.shape
@@ -138,6 +146,7 @@ def divergence_rows(request: RowRequest) -> RowResult:
     return RowResult(kl, weighted, nll_student, nll_teacher, top1.bool())
 
 
+@on_its_device
 def sweep_columns(request: Sweep) -> Swept:
     """See reference.sweep_columns."""
     work = request.work.contiguous()
@@ -146,7 +155,7 @@ def sweep_columns(request: Sweep) -> Swept:
     coupling, pivot, gain, scale, table = (part.contiguous() for part in parts)
     anchor = work if request.anchor is None else request.anchor.contiguous()
     offset = work if request.offset is None else request.offset.contiguous()
-    bounds = (table[1:] + table[:-1]) / 2
+    bounds, ends = (table[1:] + table[:-1]) / 2, ends_of(request.table)
     levels, aimed, moved = (torch.empty_like(work) for _ in range(3))
     triton_sweep.sweep_kernel[(triton.cdiv(rows, SWEPT_ROWS),)](
         work,
@@ -163,12 +172,12 @@ def sweep_columns(request: Sweep) -> Swept:
         moved,
         rows,
         columns,
-        float(table[0]),
-        float(table[-1]),
+        ends.first,
+        ends.last,
         ANCHORED=request.anchor is not None,
         SHIFTED=request.offset is not None,
-        UNIFORM=request.uniform,
-        BOUNDS=0 if request.uniform else len(bounds),
+        UNIFORM=ends.uniform,
+        BOUNDS=0 if ends.uniform else len(bounds),
         ROWS=SWEPT_ROWS,
         COLUMNS=triton.next_power_of_2(columns),
         num_warps=4,

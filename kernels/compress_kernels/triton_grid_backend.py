@@ -8,13 +8,16 @@ from torch import Tensor
 
 from compress_kernels import triton_grid
 from compress_kernels.grid_weight import LatentGradients, LatentWeight
+from compress_kernels.on_device import on_its_device
+from compress_kernels.tables import ends_of
 
 TILE = 1024
 
 
+@on_its_device
 def round_weight(grid: LatentWeight, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """See reference.round_weight."""
-    table, count = grid.table, grid.latent.numel()
+    table, count, ends = grid.table, grid.latent.numel(), ends_of(grid.table)
     bounds = (table[1:] + table[:-1]) / 2
     weight = torch.empty(grid.latent.shape, dtype=dtype, device=table.device)
     codes = torch.empty(grid.latent.shape, dtype=torch.uint8, device=table.device)
@@ -28,17 +31,18 @@ def round_weight(grid: LatentWeight, dtype: torch.dtype) -> tuple[Tensor, Tensor
         codes,
         count,
         grid.width,
-        float(table[0]),
-        float(table[-1]),
+        ends.first,
+        ends.last,
         SHIFTED=grid.shift is not None,
-        UNIFORM=grid.uniform,
-        BOUNDS=0 if grid.uniform else len(bounds),
+        UNIFORM=ends.uniform,
+        BOUNDS=0 if ends.uniform else len(bounds),
         TILE=TILE,
         enable_fp_fusion=False,
     )
     return weight, codes
 
 
+@on_its_device
 def round_weight_backward(grid: LatentWeight, codes: Tensor, gradient: Tensor) -> LatentGradients:
     """See reference.round_weight_backward."""
     found = LatentGradients(*(torch.empty_like(x) for x in (grid.latent, grid.scale, grid.scale)))

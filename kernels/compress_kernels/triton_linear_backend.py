@@ -9,11 +9,16 @@ from torch import Tensor
 
 from compress_kernels import triton_linear
 from compress_kernels.codes import INT8_UNIT
+from compress_kernels.on_device import on_its_device
+from compress_kernels.reference import linear_int8 as linear_int8_in_torch
 
 FOUR_BIT_ROWS = 4
 """Up to so many rows decode the weights in registers; above, decoding them once and one GEMM is faster."""
+INT8_DOTS = (8, 0)
+"""Compute capability from which Triton has the product of INT8 tiles; before, it does not compile."""
 
 
+@on_its_device
 def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.quantize_rows_int8."""
     rows, width = x.shape
@@ -25,8 +30,11 @@ def quantize_rows_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes, absmax
 
 
+@on_its_device
 def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
     """See reference.linear_int8."""
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < INT8_DOTS:
+        return linear_int8_in_torch(x, codes, absmax, bias)
     outs, width = codes.shape
     rows = x.numel() // width
     y = torch.empty((*x.shape[:-1], outs), dtype=x.dtype, device=x.device)
@@ -51,6 +59,7 @@ def linear_int8(x: Tensor, codes: Tensor, absmax: Tensor, bias: Tensor | None) -
     return y
 
 
+@on_its_device
 def decode_rows_4bit(
     codes: Tensor,
     scales: Tensor,
@@ -81,6 +90,7 @@ def decode_rows_4bit(
     return out
 
 
+@on_its_device
 def linear_4bit(
     x: Tensor, codes: Tensor, scales: Tensor, table: Tensor, block: int, offsets: Tensor | None, bias: Tensor | None
 ) -> Tensor:

@@ -103,6 +103,17 @@ def test_the_fewest_gpus_that_hold_it() -> None:
     assert smallest_gpu(10 * 10**9) == "16 GB" and smallest_gpu(10**13) is None
 
 
+def test_every_gpu_of_a_divided_training_holds_the_teacher() -> None:
+    from compress.estimate.fits import ways
+    from compress.estimate.machine import Machine
+
+    known = Machine("test", 2, 24 << 30, 1 << 40, True, 1e11, 4e11, 2e10, "nobody")
+    student = form(4)
+    rows = [ways(student, teacher, BATCH, known, 0)[-1] for teacher in (form(4), form(8))]
+    small, large = (row["bytes"] for row in rows)
+    assert rows[0]["way"].startswith("FSDP") and large - small == 2 * (form(8).count() - form(4).count())
+
+
 def test_no_word_of_torch_is_needed(tmp_path: Path) -> None:
     import subprocess
     import sys

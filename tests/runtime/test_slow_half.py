@@ -49,7 +49,7 @@ def four_bits(halves: Path, tmp_path: Path) -> Path:
 def test_it_is_the_processor_that_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     runs_on(AVX2, monkeypatch)
     assert slow_half(torch.bfloat16, "cpu") and slow_half(torch.float16, torch.device("cpu"))
-    assert not slow_half(torch.float32, "cpu") and not slow_half(torch.bfloat16, "cuda")
+    assert not slow_half(torch.float32, "cpu") and not slow_half(torch.float16, "cuda")
     runs_on(BF16, monkeypatch)
     assert not slow_half(torch.bfloat16, "cpu") and slow_half(torch.float16, "cpu")
     runs_on(frozenset({"asimd", "bf16"}), monkeypatch)  # ARM

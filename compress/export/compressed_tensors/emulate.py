@@ -60,7 +60,7 @@ def expected(
         if kind.activations == INT8_TOKENS:
             rules[path] = tokens_to_int8
         elif kind.activations == INT8_STATIC:
-            rules[path] = partial(range_to_int8, step=(value.parts[INPUT_ABSMAX] / 127).to(value.dtype))
+            rules[path] = partial(range_to_int8, step=(value.parts[INPUT_ABSMAX] / 127).to(model.device, value.dtype))
     if not differs:
         return pipeline, None, []
     with rounded_inputs(model, rules):

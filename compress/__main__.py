@@ -6,6 +6,7 @@ Exit status: 0 done, 1 a fault of ours (traceback in the log), 2 a mistake that 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 from compress.command import execute, fresh_folder
 from compress.config import CONF, listing, register
 from compress.mistakes import tell
+from compress.paths import quoted
 
 USAGE = """compress - a config goes in, a smaller language model comes out, with the proof of what it cost
 
@@ -27,6 +29,13 @@ Then change what you like: model=hf model.path=DIR_OR_ID, data=text data.path=FI
 stages.prune.keep=0.8, and so on. The same command with --help shows every setting of it."""
 
 LEAVES_NOTHING = ("mode=list", "mode=estimate", "mode=preflight", "mode=verify", "mode=sweep_report")
+
+
+def replace_unknown_letters() -> None:
+    """What is printed goes out, into a terminal or file of Windows too that does not know every letter."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def main() -> None:
@@ -52,6 +61,7 @@ def main() -> None:
     sys.argv[1:] = flags_first(arguments)
     # Hydra would print its own half of an error and exit with 1: with this it raises instead
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    replace_unknown_letters()
     # transformers starts threads in tokenizers; a later fork (a fresh process for verification) would warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # OpenMP threads that spin at a barrier while their sibling has lost its core cost seconds on a shared machine
@@ -63,7 +73,7 @@ def main() -> None:
         if sweep and not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
             folder = tempfile.mkdtemp(prefix="compress_sweep_")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            sys.argv.append(f"hydra.sweep.dir={folder}")
+            sys.argv.append(f"hydra.sweep.dir={quoted(folder)}")
     register()
     statuses: list[int] = []
     try:

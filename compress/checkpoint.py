@@ -47,7 +47,7 @@ class Checkpoint:
     @cached_property
     def raw_config(self) -> dict[str, Any]:
         """`config.json` as it stands."""
-        loaded: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        loaded: dict[str, Any] = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         return loaded
 
     @property
@@ -73,7 +73,7 @@ class Checkpoint:
         if file.is_file():
             with safe_open(file, "pt") as opened:
                 return dict.fromkeys(sorted(opened.keys()), file)
-        weight_map: dict[str, str] = json.loads((self.folder / INDEX).read_text())["weight_map"]
+        weight_map: dict[str, str] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         return {name: self.folder / shard for name, shard in sorted(weight_map.items())}
 
     def tensors(self, without: Container[str] = ()) -> Iterator[tuple[str, torch.Tensor]]:
@@ -142,7 +142,7 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         found = {single}
     elif (folder / INDEX).is_file():
-        shards: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        shards: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         found = {folder / shard for shard in shards.values()}
     else:
         found = set()
@@ -163,7 +163,7 @@ def write_config(folder: Path, config: Any, changes: Mapping[str, Any] | None = 
             values.pop(key, None)
         else:
             values[key] = value
-    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_header(file: Path) -> tuple[int, dict[str, Any]]:

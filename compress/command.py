@@ -6,11 +6,12 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from compress.config import CONF, Mode, build, listing, register
+from compress.durable import held
 from compress.errors import UserError
 from compress.mistakes import as_user_error
 from compress.paths import cache_folder
@@ -96,19 +97,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another run has it.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        hint = "Give this one a folder of its own: output=DIR."
-        raise UserError(f"another run writes into {folder} now.", hint) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / LOCK, timeout=0, remove=True))
+        except TimeoutError:
+            hint = "Give this one a folder of its own: output=DIR."
+            raise UserError(f"another run writes into {folder} now.", hint) from None
         yield
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
 
 
 def killed(folder: Path) -> bool:
@@ -146,7 +141,7 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
     with alone_in(output):
         if killed(output):
             shutil.rmtree(output / ARTIFACTS, ignore_errors=True)
-        (output / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
+        (output / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True), encoding="utf-8")
         with logged_in(output / "run.log"):
             return run(config, output, progress, overrides)
 
@@ -154,7 +149,7 @@ def execute(composed: Any, output: Path, overrides: list[str], progress: Any = N
 @contextmanager
 def logged_in(file: Path) -> Iterator[None]:
     """What is logged goes into `file`, and so does the traceback of what ends it."""
-    handler = logging.FileHandler(file)
+    handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -266,7 +266,7 @@ def presets() -> Path:
 def pipelines() -> dict[str, str]:
     """Name -> what it does, from the second comment line of every preset; the main job first."""
     files = sorted((presets() / "pipeline").glob("*.yaml"), key=lambda file: (file.stem != MAIN, file.stem))
-    return {file.stem: file.read_text().splitlines()[1].lstrip("# ") for file in files}
+    return {file.stem: file.read_text(encoding="utf-8").splitlines()[1].lstrip("# ") for file in files}
 
 
 def groups() -> str:

@@ -18,8 +18,9 @@ from hydra.experimental.callback import Callback
 
 from compress.command import execute, fresh_folder
 from compress.config import Mode
+from compress.durable import write_atomically
 from compress.mistakes import as_user_error, tell
-from compress.store import write_atomically
+from compress.paths import quoted
 from compress.sweep.points import RECORD
 
 AGAIN = "COMPRESS_SWEEP_AGAIN"
@@ -85,7 +86,7 @@ def _tried(folder: Path) -> int | None:
     file = folder / RECORD
     if AGAIN not in os.environ or not file.is_file():
         return 0
-    record: dict[str, Any] = json.loads(file.read_text())
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if record["state"] != "running":
         return None
     tries = int(record.get("tries", 1))
@@ -113,7 +114,7 @@ def go_on() -> int | None:
     ours = ("hydra.sweep.dir=", "sweep.workers=", "threads=")
     given = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
     # as many threads as before: what is in the store was computed with these
-    given += [f"hydra.sweep.dir={started.folder}", "sweep.workers=1", f"threads={started.threads or 'null'}"]
+    given += [f"hydra.sweep.dir={quoted(started.folder)}", "sweep.workers=1", f"threads={started.threads or 'null'}"]
     status = -1
     for _ in range(MOST_AGAIN):
         status = subprocess.call([sys.executable, "-m", "compress", *given], env={**os.environ, AGAIN: "1"})
@@ -128,7 +129,7 @@ def _keep(folder: Path, record: dict[str, Any]) -> None:
 
 def records(folder: Path) -> dict[Path, dict[str, Any]]:
     """What the runs below a folder have left so far."""
-    return {file.parent: json.loads(file.read_text()) for file in sorted(folder.rglob(RECORD))}
+    return {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.rglob(RECORD))}
 
 
 @dataclass(frozen=True)

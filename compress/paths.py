@@ -13,3 +13,8 @@ def cache_folder() -> Path:
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "compress"
+
+
+def quoted(value: str | Path) -> str:
+    """A path as a value in an override of Hydra's, whatever is in it: parentheses, spaces, letters of any language."""
+    return "'" + str(value).replace("'", "\\'") + "'"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.arch import adapter_for
 from compress.errors import UserError
-from compress.hardware import native_bf16
+from compress.hardware import cores_of_quota, fast_cores, native_bf16
 from compress.stage import TEXT, Stage
 from compress.words import check_same_words
 
@@ -239,10 +239,10 @@ def check_finite(figures: Mapping[str, Any], original: Checkpoint) -> None:
 
 
 def available_threads() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those it may run on, no more than a container's share of time fills, and on a Mac the
+    fast ones."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else fast_cores() or os.cpu_count() or 1
+    return min(there, cores_of_quota() or there)
 
 
 def check_device(device: str) -> str:

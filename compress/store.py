@@ -12,11 +12,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import tensor_digests, weights_key
+from compress.durable import held, sync_folder, sync_tree, write_atomically
 
 RECORD = "record.json"
 
@@ -65,7 +66,7 @@ class Store:
         """The record of a whole result, or None. A damaged result is thrown away."""
         folder = self.folder(key)
         try:
-            record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+            record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             return None
         for name, digest in record["files"].items():
@@ -83,20 +84,16 @@ class Store:
             key: of what is about to be computed.
             waiting: called once if another process holds it.
         """
-        from filelock import FileLock, Timeout
-
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / f"{key}.lock")
-        try:
-            lock.acquire(timeout=0.2)
-        except Timeout:
-            waiting()
-            lock.acquire()
-        try:
+        file = locks / f"{key}.lock"
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(file, timeout=0.2))
+            except TimeoutError:
+                waiting()
+                stack.enter_context(held(file))
             yield
-        finally:
-            lock.release()
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
@@ -127,7 +124,7 @@ class Store:
         """
         found = digests(folder)
         record = {**facts, "key": key, **found, "weights": weights_key(found["tensors"])}
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         sync_tree(folder)
         final = self.folder(key)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +138,7 @@ class Store:
     def recall(self, kind: str, key: str) -> dict[str, Any] | None:
         """A small JSON value kept under `key`: evaluations and the like."""
         try:
-            value: dict[str, Any] = json.loads((self.root / kind / f"{key}.json").read_text())
+            value: dict[str, Any] = json.loads((self.root / kind / f"{key}.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         return value
@@ -150,32 +147,3 @@ class Store:
         """Keep a small JSON value under `key`."""
         file = self.root / kind / f"{key}.json"
         write_atomically(file, json.dumps(value))
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.replace(file)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file below `folder` durable."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    sync_folder(folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the entries of one folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -112,7 +112,7 @@ class TensorWriter:
         if count > 1:
             total = sum(shard.size() for shard in self._shards)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+            (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _file(self, shard: Shard, form: str) -> Path:
         return self._work / f"model-{shard.number:05d}.{form}"
@@ -177,7 +177,7 @@ class TensorWriter:
         for file in (self._part, self._tail):
             file.flush()
             os.fsync(file.fileno())
-        with (self._journal / "journal.jsonl").open("a") as journal:
+        with (self._journal / "journal.jsonl").open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(line) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -198,7 +198,7 @@ class TensorWriter:
             self._journal.mkdir()
             lines, listed = [first], [Shard(1)]
         # also drops a line that was cut short
-        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         self.done = {line["step"]: line["facts"] for line in lines[1:]}
         self._shards = listed
         self._noted = sum(len(shard.entries) for shard in listed)
@@ -216,7 +216,7 @@ class TensorWriter:
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
     """The lines of a journal up to one that was cut short."""
     lines: list[dict[str, Any]] = []
-    for text in file.read_text().splitlines(keepends=True) if file.exists() else []:
+    for text in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -35,7 +35,7 @@ LAYERS = [
     {"checkpoint", "stage"},
     {"writer"},
     {"shard", "grid_names", "unknown"},
-    {"paths", "errors", "quiet", "hardware"},
+    {"paths", "errors", "quiet", "hardware", "durable"},
 ]
 DEPTH = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 MAY_KNOW_FRAMEWORKS = {"__main__", "multirun", "command", "mistakes", "config", "pipeline", "train", "unknown"}
@@ -105,6 +105,14 @@ def test_every_module_has_its_layer() -> None:
 )
 def test_files_stay_small(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_text_has_its_encoding_said(file: Path) -> None:
+    """Else it is the locale's, which on Windows has no arrow."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+            assert "encoding" in {word.arg for word in node.keywords}, f"{file.name}:{node.lineno}"
 
 
 def test_kernels_know_nothing_of_compress() -> None:

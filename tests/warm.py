@@ -61,9 +61,9 @@ class Warm:
 
 
 def popen(command: Sequence[str], *, env: Mapping[str, str], stderr: IO[str], **_: object) -> subprocess.Popen[str]:
-    """In place of `subprocess.Popen([PYTHON, "-I", SCRIPT, *ARGUMENTS], ...)` with pipes of text."""
-    python, isolated, script, *arguments = command
-    assert (python, isolated) == (sys.executable, "-I")
+    """In place of `subprocess.Popen([PYTHON, SCRIPT, *ARGUMENTS], ...)` with pipes of text."""
+    python, script, *arguments = command
+    assert python == sys.executable
     return cast("subprocess.Popen[str]", Warm(script, arguments, env, stderr.name))
 
 

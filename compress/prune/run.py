@@ -79,7 +79,7 @@ def cut(checkpoint: Checkpoint, plan: Plan, context: Context) -> Checkpoint:
     writer.close()
     checkpoint.copy_sidecars(context.folder)
     write_config(context.folder, architecture.pruned_config(checkpoint.config, plan))
-    (context.folder / PLAN).write_text(from_the_original(checkpoint, plan).to_json() + "\n")
+    (context.folder / PLAN).write_text(from_the_original(checkpoint, plan).to_json() + "\n", encoding="utf-8")
     return Checkpoint(context.folder, checkpoint.traits | {PRUNED}, checkpoint.name)
 
 
@@ -87,12 +87,12 @@ def from_the_original(checkpoint: Checkpoint, plan: Plan) -> Plan:
     """`plan` of a checkpoint that may have been cut before, as one cut of the model the chain began with."""
     file = checkpoint.folder / PLAN
     earlier = PRUNED in checkpoint.traits and file.is_file()
-    return compose(Plan.from_json(file.read_text()), plan) if earlier else plan
+    return compose(Plan.from_json(file.read_text(encoding="utf-8")), plan) if earlier else plan
 
 
 def refit(checkpoint: Checkpoint, settings: Compensate, context: Context) -> tuple[Checkpoint, Metrics]:
     """Compensate the checkpoint that pruning has just left."""
-    plan = Plan.from_json((checkpoint.folder / PLAN).read_text())
+    plan = Plan.from_json((checkpoint.folder / PLAN).read_text(encoding="utf-8"))
     windows = calibration_windows(context, settings.calibration_tokens, readable(CALIBRATION_WINDOW, checkpoint.config))
     student = load_model(checkpoint.folder, device=context.fabric.device)
     teacher = load_original(context.original, context.fabric.device)
@@ -126,7 +126,7 @@ def run_steps(checkpoint: Checkpoint, settings: PruneInSteps, context: Context) 
         kept = architecture.non_embedding_parameters(config, widths) / architecture.non_embedding_parameters(config)
         rows.append({"widths": asdict(widths), "kept_fraction": kept, **trained})
         told.append(metrics)
-    plan = Plan.from_json((current.folder / PLAN).read_text())
+    plan = Plan.from_json((current.folder / PLAN).read_text(encoding="utf-8"))
     total = {key: sum(row[key] for row in rows) for key in ("steps", "train_tokens")}
     return hand_over(current, context), {
         **total,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
+from compress.durable import sync_file
 from compress.grids import Grid, Scales
 from compress.quant.run import Start
 from compress.store import file_digest
@@ -47,7 +47,6 @@ def kept_start(scratch: Path, grids: Mapping[str, Grid], make: Callable[[], Star
         },
         part,
     )
-    with part.open("rb") as opened:
-        os.fsync(opened.fileno())
+    sync_file(part)
     part.replace(scratch / f"{NAME}{file_digest(part)}.pt")
     return start

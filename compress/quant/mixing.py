@@ -15,6 +15,7 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.calibrate import calibration_windows, input_grams
 from compress.data.windows import CALIBRATION_WINDOW
+from compress.durable import write_atomically
 from compress.errors import UserError
 from compress.grids import Grid, fits, grid_named
 from compress.quant.allocation import Choice, allocate, smallest
@@ -27,7 +28,6 @@ from compress.quant.stage import Algorithm
 from compress.runtime.encoded import own_layout
 from compress.runtime.loading import load_model
 from compress.stage import Context, Metrics
-from compress.store import write_atomically
 
 if TYPE_CHECKING:
     from compress.checkpoint import Checkpoint
@@ -58,7 +58,7 @@ def allocated(checkpoint: Checkpoint, stage: Budget, context: Context) -> tuple[
     """
     kept = context.scratch / KEPT
     if kept.exists():
-        allocation: Metrics = json.loads(kept.read_text())
+        allocation: Metrics = json.loads(kept.read_text(encoding="utf-8"))
     else:
         allocation = _allocation(checkpoint, stage, context)
         write_atomically(kept, json.dumps(allocation))

@@ -14,6 +14,7 @@ from compress.arch import adapter_for
 from compress.arch.linears import linear_paths
 from compress.calibrate import input_grams
 from compress.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, write_config
+from compress.durable import readable_as_others
 from compress.errors import UserError
 from compress.quiet import quiet_transformers
 from compress.recover.residual import low_rank
@@ -83,10 +84,11 @@ def write_adapters(adapted: Any, base: Checkpoint, context: Context) -> Checkpoi
     with quiet_transformers():
         adapted.save_pretrained(part, safe_serialization=True)
     (part / ADAPTER_WEIGHTS).rename(context.folder / ADAPTER_WEIGHTS)
+    readable_as_others(context.folder / ADAPTER_WEIGHTS)
     # peft writes sets in hash order and the path of this machine
-    values = json.loads((part / ADAPTER_CONFIG).read_text())
+    values = json.loads((part / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     values |= {"base_model_name_or_path": None, "target_modules": sorted(values["target_modules"])}
-    (context.folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (context.folder / ADAPTER_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(part)
     base.copy_weights(context.folder)
     base.copy_sidecars(context.folder)

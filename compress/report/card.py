@@ -207,4 +207,4 @@ def write_cards(report: Mapping[str, Any]) -> None:
     """README.md of every artifact that runs."""
     for artifact in report["artifacts"]:
         if form.runs(artifact):
-            (Path(artifact["path"]) / "README.md").write_text(render(report, artifact))
+            (Path(artifact["path"]) / "README.md").write_text(render(report, artifact), encoding="utf-8")

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compress.durable import write_atomically
 from compress.report.settings import Report
-from compress.store import write_atomically
 
 
 def write_reports(report: Mapping[str, Any], output: Path, settings: Report) -> None:

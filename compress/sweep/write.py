@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compress.durable import write_atomically
 from compress.errors import UserError
 from compress.preparation import check_writable
-from compress.store import write_atomically
 
 
 def write_sweep(folder: Path) -> str:

@@ -57,7 +57,7 @@ def train_in_processes(job: Job, progress: Progress) -> Fitted:
         follow(workers, progress)
         best = job.settings.keep is Keep.best
         load_weights(job.student, job.scratch / BEST if best else folder / WEIGHTS)
-        return Fitted(**json.loads((folder / FITTED).read_text()))
+        return Fitted(**json.loads((folder / FITTED).read_text(encoding="utf-8")))
 
 
 def free_port() -> int:
@@ -75,14 +75,15 @@ class Worker:
         threads = max(1, torch.get_num_threads() // devices)
         environment = {name: value for name, value in os.environ.items() if name not in CLUSTER}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-        with (folder / f"stderr-{rank}.txt").open("w") as errors:
+        with (folder / f"stderr-{rank}.txt").open("w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "compress.train.worker", str(folder), str(threads)],
                 env=environment | {"OMP_NUM_THREADS": str(threads)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
         self.told: queue.Queue[dict[str, Any]] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -98,8 +99,8 @@ class Worker:
         """Why it failed."""
         told = self.folder / f"error-{self.rank}.json"
         if told.exists():
-            return UserError(*json.loads(told.read_text()))
-        last = (self.folder / f"stderr-{self.rank}.txt").read_text()[-4000:]
+            return UserError(*json.loads(told.read_text(encoding="utf-8")))
+        last = (self.folder / f"stderr-{self.rank}.txt").read_text(encoding="utf-8", errors="replace")[-4000:]
         return RuntimeError(f"training process {self.rank} ended with status {self.process.returncode}:\n{last}")
 
     def end(self) -> None:

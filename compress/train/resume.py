@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from compress.store import file_digest, sync_folder
+from compress.durable import sync_file, sync_folder
+from compress.store import file_digest
 from compress.train.settings import Strategy, Training
 
 OVERHEAD = 0.1
@@ -81,8 +81,7 @@ class SaveProgress(Callback):
         self.cost = self.last - begin
 
     def _keep(self, part: Path) -> None:
-        with part.open("rb") as opened:
-            os.fsync(opened.fileno())
+        sync_file(part)
         final = self.scratch / f"progress-{file_digest(part)}.ckpt"
         part.replace(final)
         sync_folder(self.scratch)

@@ -6,7 +6,6 @@ undisturbed one. The best weights lie beside the progress, in a file that is rep
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from compress.durable import sync_file, sync_folder
 from compress.losses.terms import comparable
-from compress.store import sync_folder
 from compress.train.settings import Keep, Training
 
 BEST = "best.safetensors"
@@ -98,7 +97,6 @@ class Validate(Callback):
 
         part = self.scratch / f"{BEST}.part"
         save_file(weights, part)
-        with part.open("rb") as opened:
-            os.fsync(opened.fileno())
+        sync_file(part)
         part.replace(self.scratch / BEST)
         sync_folder(self.scratch)

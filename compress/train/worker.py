@@ -48,14 +48,14 @@ def main() -> None:
     try:
         fitted = train(job, Told(), rank)
     except UserError as error:
-        (folder / f"error-{rank}.json").write_text(json.dumps([error.problem, error.hint]))
+        (folder / f"error-{rank}.json").write_text(json.dumps([error.problem, error.hint]), encoding="utf-8")
         raise
     weights = trained_weights(job.student)
     if rank == 0:
         from safetensors.torch import save_file
 
         save_file(weights, folder / WEIGHTS)
-        (folder / FITTED).write_text(json.dumps(asdict(fitted)))
+        (folder / FITTED).write_text(json.dumps(asdict(fitted)), encoding="utf-8")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def run(code: str, **environment: str) -> tuple[str, str]:
 def test_processes_that_start_at_once_share_one_build(tmp_path: Path) -> None:
     # both compile everything: without optimizing, in a part of the time
     quick = tmp_path / "quick_cc"
-    quick.write_text(f'#!/bin/sh\nexec {native.find_compiler()} "$@" -O0\n')
+    quick.write_text(f'#!/bin/sh\nexec {shlex.join(native.find_compiler())} "$@" -O0\n')
     quick.chmod(0o755)
     chosen = {"COMPRESS_CACHE": str(tmp_path), "CC": str(quick)}
     running = [start(QUANTIZE, **chosen) for _ in range(2)]
@@ -65,6 +66,18 @@ def test_no_compiler_means_the_reference_and_one_line(tmp_path: Path, fresh_cach
         assert out == expected.replace("cpu ", "reference ")
         warned = [line for line in err.splitlines() if "UserWarning" in line]
         assert len(warned) == 1 and "plain torch reference" in warned[0]
+
+
+def test_without_a_compiler_a_library_that_was_built_before_is_used(
+    tmp_path: Path, fresh_cache: Callable[[Path], Path]
+) -> None:
+    """As in an image whose last stage has no compiler."""
+    cache = fresh_cache(tmp_path / "cache")
+    expected, _ = run(QUANTIZE, COMPRESS_CACHE=str(cache))
+    out, err = run(QUANTIZE, COMPRESS_CACHE=str(cache), CC="no-such-compiler")
+    assert out == expected and out.startswith("cpu ") and not err
+    wrapped, _ = run(QUANTIZE, COMPRESS_CACHE=str(cache), CC=f"env {native.find_compiler()[0]}")
+    assert wrapped == expected
 
 
 def test_forced_cpu_without_a_compiler_is_an_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@
 #include BODY
 #undef TARGET
 #undef NAME
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,prefer-vector-width=512")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma" WIDE_VECTORS)))
 #define NAME(x) x##_avx512
 #include BODY
 #undef TARGET

@@ -67,7 +67,7 @@ typedef struct {
 #include "int8_body.h"
 #undef TARGET
 #undef NAME
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,f16c,prefer-vector-width=512")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,f16c" WIDE_VECTORS)))
 #define NAME(x) x##_avx512
 #include "convert_body.h"
 #include "int8_body.h"

@@ -57,12 +57,26 @@ static void gemv_portable(void *data, int64_t begin, int64_t end) {
             while (flat < last) {
                 int64_t block = flat >> job->shift, stop = (block + 1) << job->shift;
                 if (stop > last) stop = last;
-                float products = 0.0f, sum = 0.0f;
-                for (; flat < stop; flat++, x++) {
-                    products += job->table[job->codes[flat / 2] >> (flat % 2 ? 0 : 4) & 15] * *x;
-                    sum += *x;
+                /* sums of their own for every nibble of a lane: one alone would wait for itself at every step */
+                float products[NIBBLES] = {0}, sums[NIBBLES] = {0};
+                if (flat % 2 == 0) {
+                    for (; flat + NIBBLES <= stop; flat += NIBBLES, x += NIBBLES) {
+                        const uint8_t *pairs = job->codes + flat / 2;
+                        for (int i = 0; i < NIBBLES; i += 2) {
+                            products[i] += job->table[pairs[i / 2] >> 4] * x[i];
+                            products[i + 1] += job->table[pairs[i / 2] & 15] * x[i + 1];
+                        }
+                        if (job->offsets)
+                            for (int i = 0; i < NIBBLES; i++) sums[i] += x[i];
+                    }
                 }
-                y += products * load_number(job->scales, job->scale_dtype, block);
+                for (; flat < stop; flat++, x++) {
+                    products[0] += job->table[job->codes[flat / 2] >> (flat % 2 ? 0 : 4) & 15] * *x;
+                    sums[0] += *x;
+                }
+                float product = 0.0f, sum = 0.0f;
+                for (int i = 0; i < NIBBLES; i++) product += products[i], sum += sums[i];
+                y += product * load_number(job->scales, job->scale_dtype, block);
                 if (job->offsets) y += sum * job->offsets[block];
             }
             finish(job, row, channel, y);

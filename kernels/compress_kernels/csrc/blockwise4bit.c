@@ -10,6 +10,9 @@
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "numbers.h"
 #include "parallel.h"
@@ -74,8 +77,10 @@ static inline float scaled_value(const dequantize_job *job, int64_t index, int c
 /* level: 0 portable, 1 AVX2, 2 AVX-512, 3 with VNNI; the caller asks for the best with ck_cpu_level(), tests for each. */
 EXPORT int ck_cpu_level(void) {
 #if defined(__x86_64__)
+    unsigned a, b, c = 0, d;
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return 0;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C)) return 0; /* older clang has no such word for the builtin */
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512dq"))
         return 1;

@@ -49,6 +49,8 @@ static void order_rows_portable(const void *source, int dtype, const gemv_job *j
 /* Any width, rows in their own order. */
 static void gemv_portable(void *data, int64_t begin, int64_t end) {
     const gemv_job *job = data;
+    float both[256][2]; /* the two weights of a byte: one look-up for them */
+    for (int byte = 0; byte < 256; byte++) both[byte][0] = job->table[byte >> 4], both[byte][1] = job->table[byte & 15];
     for (int64_t channel = begin; channel < end; channel++) {
         for (int64_t row = 0; row < job->count; row++) {
             const float *x = job->x + row * job->padded;
@@ -62,10 +64,9 @@ static void gemv_portable(void *data, int64_t begin, int64_t end) {
                 if (flat % 2 == 0) {
                     for (; flat + NIBBLES <= stop; flat += NIBBLES, x += NIBBLES) {
                         const uint8_t *pairs = job->codes + flat / 2;
-                        for (int i = 0; i < NIBBLES; i += 2) {
-                            products[i] += job->table[pairs[i / 2] >> 4] * x[i];
-                            products[i + 1] += job->table[pairs[i / 2] & 15] * x[i + 1];
-                        }
+                        float weights[NIBBLES];
+                        for (int i = 0; i < NIBBLES; i += 2) memcpy(weights + i, both[pairs[i / 2]], 2 * sizeof(float));
+                        for (int i = 0; i < NIBBLES; i++) products[i] += weights[i] * x[i];
                         if (job->offsets)
                             for (int i = 0; i < NIBBLES; i++) sums[i] += x[i];
                     }

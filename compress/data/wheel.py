@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ def _pip() -> list[str]:
         with suppress(ImportError):
             import ensurepip
 
-            for wheel in (Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"):
+            # distributions keep it in a folder of their own
+            places = (Path(ensurepip.__file__).parent / "_bundled", sysconfig.get_config_var("WHEEL_PKG_DIR"))
+            for wheel in (wheel for place in places if place for wheel in Path(place).glob("pip-*.whl")):
                 return [str(wheel / "pip")]
     return ["-m", "pip"]

@@ -5,6 +5,7 @@ Nothing heavy is imported here: composing a config, `--help` and every refusal c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -161,6 +162,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("compress_groups", groups, replace=True)
     OmegaConf.register_new_resolver("compress_directions", directions, replace=True)
     OmegaConf.register_new_resolver("compress_share", share_of_threads, replace=True)
+    OmegaConf.register_new_resolver("compress_gpus", share_of_gpus, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for path, node in {**STAGES, **OTHERS}.items():
@@ -251,6 +253,17 @@ def share_of_threads(workers: int) -> int:
     from compress.preparation import available_threads
 
     return max(1, available_threads() // max(1, workers))
+
+
+def share_of_gpus(workers: int) -> float:
+    """GPUs of each of `workers` runs at a time, as Ray counts them: whole ones, or a part of one; 0 without any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if count >= workers:
+        return count // max(1, workers)
+    # Ray counts in ten thousandths, and splits no share over two
+    return math.floor(10_000 / math.ceil(workers / count)) / 10_000 if count else 0
 
 
 MAIN = "prune_distill"

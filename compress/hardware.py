@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -62,6 +63,20 @@ def gpu_has_bf16(index: int | None = None) -> bool:
     import torch
 
     return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def take_gpu(number: int) -> None:
+    """Leave this process one of the GPUs it sees, in turn by `number`: the next process has another.
+
+    Does nothing where there are fewer than two, or where the process already computes on one.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2 or torch.cuda.is_initialized():
+        return
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number % count]
 
 
 def native_bf16() -> bool:

@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from compress.command import execute, fresh_folder
 from compress.config import Mode
 from compress.durable import write_atomically
+from compress.hardware import take_gpu
 from compress.mistakes import as_user_error, tell
 from compress.paths import quoted
 from compress.sweep.points import RECORD
@@ -28,6 +29,8 @@ AGAIN = "COMPRESS_SWEEP_AGAIN"
 TRIES, MOST_AGAIN = 2, 64
 """A run that was killed so often has failed; a sweep is not gone on with more often."""
 ONE_BY_ONE = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+BESIDE_EACH_OTHER = ("JoblibLauncher", "LocalLauncher")
+"""Launchers that start runs on this machine and share out none of its GPUs; Ray and SLURM do."""
 
 
 def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | None:
@@ -50,6 +53,7 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     record |= {"tries": tries + 1}
     folder.mkdir(parents=True, exist_ok=True)
     _keep(folder, record | {"state": "running"})
+    _share_gpus(composed, hydra_config.launcher._target_, number)
     progress = Terminal(prefix=f"{number}: ", bars=alone)
     progress.title(f"run {number}: {' '.join(overrides)}")
     try:
@@ -79,6 +83,14 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
     progress.say(f"done: KL {final['kl_to_teacher']:.3f}, {form.size(final['bytes'])}" + f", {problem}" * bool(problem))
     # a search must not go after figures of an artifact that its runtime contradicts
     return None if refused else returned(report, list(composed.sweep.objectives))
+
+
+def _share_gpus(composed: Any, launcher: str, number: int) -> None:
+    """One of this machine's GPUs in turn, where nothing else shares them out and no stage trains on several."""
+    trainings = [composed.train, *(stage.get("train") or {} for stage in composed.stages.values())]
+    alone = all(int(training.get("devices", 1)) == 1 for training in trainings)
+    if alone and launcher.endswith(BESIDE_EACH_OTHER):
+        take_gpu(number)
 
 
 def _tried(folder: Path) -> int | None:

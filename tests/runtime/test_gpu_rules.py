@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import compress_kernels as ck
@@ -10,9 +11,12 @@ import pytest
 import torch
 from compress_kernels import backend
 
+from compress.command import compose
+from compress.config import share_of_gpus
 from compress.export.reload import Transformers
-from compress.hardware import gpu_has_bf16, processor
+from compress.hardware import gpu_has_bf16, processor, take_gpu
 from compress.keys import machine_inputs, stage_inputs
+from compress.multirun import _share_gpus
 from compress.prune.stage import Prune
 from compress.runtime.loading import slow_half
 from compress.train.fit import lightning_precision
@@ -84,3 +88,59 @@ def test_a_model_that_transformers_put_on_a_gpu_is_asked_there():
     logits = runtime.logits(ids)
     assert logits.shape == (5, 8) and logits.dtype == np.float32
     assert runtime.step(runtime.prefill(ids)) == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "share"), [(0, 2, 0), (4, 2, 2), (2, 2, 1), (1, 2, 0.5), (1, 3, 0.3333), (2, 3, 0.5), (8, 3, 2)]
+)
+def test_runs_at_a_time_share_gpus_evenly(gpus, workers, share, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert share_of_gpus(workers) == share
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "number", "left"),
+    [
+        (None, 2, 0, "0"),
+        (None, 2, 3, "1"),
+        ("4,6", 2, 1, "6"),
+        ("4,6", 2, 2, "4"),
+        ("5", 1, 3, "5"),
+        (None, 0, 1, None),
+    ],
+)
+def test_runs_beside_each_other_take_gpus_in_turn(given, gpus, number, left, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    take_gpu(number)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
+
+
+def test_a_process_that_computes_on_a_gpu_stays_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    take_gpu(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "override", "given"),
+    [
+        ("joblib_launcher.joblib_launcher.JoblibLauncher", "seed=0", "1"),
+        ("submitit_launcher.submitit_launcher.LocalLauncher", "seed=0", "1"),
+        ("submitit_launcher.submitit_launcher.SlurmLauncher", "seed=0", "0,1"),
+        ("ray_launcher.ray_launcher.RayLauncher", "seed=0", "0,1"),
+        ("joblib_launcher.joblib_launcher.JoblibLauncher", "train.devices=2", "0,1"),
+        ("joblib_launcher.joblib_launcher.JoblibLauncher", "stages.distill.train.devices=2", "0,1"),
+    ],
+)
+def test_gpus_are_shared_out_where_the_launcher_does_not(launcher, override, given, monkeypatch):
+    package, _, name = f"hydra_plugins.hydra_{launcher}".rpartition(".")
+    assert hasattr(pytest.importorskip(package, reason="pip install -e '.[sweeps]'"), name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    _share_gpus(compose(["+pipeline=prune_distill", override]), f"{package}.{name}", 3)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == given

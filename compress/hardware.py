@@ -73,7 +73,7 @@ def take_gpu(number: int) -> None:
     import torch
 
     count = torch.cuda.device_count()
-    if count < 2 or torch.cuda.is_initialized():
+    if count < 2 or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return
     seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number % count]

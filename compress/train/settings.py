@@ -56,7 +56,7 @@ class Logger(str, Enum):
 class Training:
     """One training run. Budgets are in tokens, so that they mean the same for every batch and length."""
 
-    tokens: int = 30_000
+    tokens: int = 16_000
     """Training tokens in all."""
     length: int = 256
     """Tokens per window."""

@@ -168,7 +168,7 @@ def test_nothing_of_the_given_config_is_changed() -> None:
     assert small.evaluate.tokens == 256 and small.own_text.length == 64 and small.train.tokens == SMALL["tokens"]
     config.evaluate.tokens = 128
     assert shrunk(config).evaluate.tokens == 128
-    assert config.train.tokens == 30_000 and config.stages["distill"].train.length == 256
+    assert config.train.tokens == 16_000 and config.stages["distill"].train.length == 256
 
 
 def test_sizes_are_tried_from_small_to_whole() -> None:

@@ -247,6 +247,7 @@ def test_a_student_with_fewer_positions_is_pruned_on_shorter_windows(
     save("gpt2", tmp_path / "teacher", n_positions=512)
     save("gpt2", tmp_path / "student", n_positions=64)
     more = ["+model@teacher=hf", f"teacher.path={tmp_path / 'teacher'}", "train.length=64", "evaluate.window=64"]
+    more += ["stages.quant.calibration.length=64"]
     report = compress.run(tiny_run("prune_distill", tmp_path / "student", text_file, tmp_path / "out", *more))
     assert all(artifact["verified"] for artifact in report["artifacts"])
 

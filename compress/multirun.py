@@ -87,9 +87,11 @@ def run_job(composed: Any, hydra_config: Any) -> float | tuple[float, ...] | Non
 
 def _share_gpus(composed: Any, launcher: str, number: int) -> None:
     """One of this machine's GPUs in turn, where nothing else shares them out and no stage trains on several."""
-    trainings = [composed.train, *(stage.get("train") or {} for stage in composed.stages.values())]
-    alone = all(int(training.get("devices", 1)) == 1 for training in trainings)
-    if alone and launcher.endswith(BESIDE_EACH_OTHER):
+    if not launcher.endswith(BESIDE_EACH_OTHER):
+        return
+    # a stage that is taken out, as by the presets of sweeps, is null
+    trainings = [composed.train, *(stage.get("train") or {} for stage in composed.stages.values() if stage)]
+    if all(int(training.get("devices", 1)) == 1 for training in trainings):
         take_gpu(number)
 
 

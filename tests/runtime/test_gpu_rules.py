@@ -110,9 +110,9 @@ def test_runs_at_a_time_share_gpus_evenly(gpus, workers, share, monkeypatch):
     ],
 )
 def test_runs_beside_each_other_take_gpus_in_turn(given, gpus, number, left, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if given:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given or "")  # set, so that it is put back
+    if given is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     take_gpu(number)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
@@ -133,6 +133,7 @@ def test_a_process_that_computes_on_a_gpu_stays_there(monkeypatch):
         ("submitit_launcher.submitit_launcher.LocalLauncher", "seed=0", "1"),
         ("submitit_launcher.submitit_launcher.SlurmLauncher", "seed=0", "0,1"),
         ("ray_launcher.ray_launcher.RayLauncher", "seed=0", "0,1"),
+        ("joblib_launcher.joblib_launcher.JoblibLauncher", "stages.recover=null", "1"),
         ("joblib_launcher.joblib_launcher.JoblibLauncher", "train.devices=2", "0,1"),
         ("joblib_launcher.joblib_launcher.JoblibLauncher", "stages.distill.train.devices=2", "0,1"),
     ],

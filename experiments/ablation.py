@@ -20,6 +20,7 @@ VARIANTS: dict[str, list[str]] = {
     "no compensation": ["~stages.compensate"],
     "distill at 5e-4": ["stages.distill.train.rate=5e-4"],
     "distill at 2e-4": ["stages.distill.train.rate=2e-4"],
+    "4 bits rounded, not calibrated": ["quant@stages.quant=nf4"],
     "adapters from zero": ["stages.recover.start=zero"],
     "adapters from the plain residual": ["stages.recover.start=residual"],
 }
